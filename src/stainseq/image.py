@@ -1,0 +1,322 @@
+"""Opens an image element and reads windows of it at a requested resolution.
+
+The one place that knows how images lie in a store. Windows go round dask: a window of a few hundred pixels costs more
+in a task graph than in decoding, so levels on disk are read as Zarr arrays through a small cache of decoded chunks.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import keys
+from .core import windows
+from .errors import InputError, MissingError, ScaleError
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+CACHE_BYTES = 256 << 20
+"""Decoded chunks kept per opened image: two rows of chunks of a slide 40,000 px wide."""
+
+
+@dataclass(frozen=True)
+class LevelStack:
+    """An image pyramid ready to be read.
+
+    Parameters
+    ----------
+    levels
+        Arrays (c, y, x), finest first; anything that slices to numpy.
+    downsamples
+        Level-0 pixels per pixel, one number a level.
+    to_um
+        float [3, 3], level-0 pixel (x, y) to microns.
+    mpp
+        Microns per level-0 pixel (geometric mean of both axes).
+    fingerprint
+        Content of the image; changes when a pixel does.
+    """
+
+    levels: tuple[Any, ...]
+    downsamples: tuple[float, ...]
+    to_um: np.ndarray
+    mpp: float
+    fingerprint: str
+    _chunks: _ChunkCache = field(default_factory=lambda: _ChunkCache(CACHE_BYTES), repr=False, compare=False)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) in level-0 pixels."""
+        return int(self.levels[0].shape[1]), int(self.levels[0].shape[2])
+
+    def to_px(self, xy_um: np.ndarray) -> np.ndarray:
+        """Microns to level-0 pixels, float [n, 2] to float [n, 2]."""
+        inverse = np.linalg.inv(self.to_um)
+        return np.asarray(xy_um, dtype=float) @ inverse[:2, :2].T + inverse[:2, 2]
+
+    def read(self, level: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        """Pixels [y0:y1, x0:x1] of a level as uint8 [h, w, 3]; white beyond the edge."""
+        return self._chunks.region(self.levels, level, y0, y1, x0, x1)
+
+
+def open_image(sdata: SpatialData, key: str = keys.HE) -> LevelStack:
+    """Open an image element for window reads.
+
+    Parameters
+    ----------
+    sdata
+        The slide, in memory or on disk.
+    key
+        Name of the image element.
+
+    Raises
+    ------
+    MissingError
+        There is no such image.
+    ScaleError
+        The image has no transformation to microns.
+    """
+    from . import store
+
+    if key not in sdata.images:
+        raise MissingError(
+            f"no image {key!r}", where=sdata.path, fix=f"images here: {', '.join(sdata.images) or 'none'}"
+        )
+    element = sdata.images[key]
+    levels = _levels_on_disk(sdata, key) or _levels_in_memory(element)
+    height = levels[0].shape[1]
+    downsamples = tuple(1.0 if i == 0 else round(height / a.shape[1], 3) for i, a in enumerate(levels))
+    to_um = _to_um(element, key)
+    mpp = float(np.sqrt(abs(np.linalg.det(to_um[:2, :2]))))
+    return LevelStack(tuple(levels), downsamples, to_um, mpp, store.fingerprint_of(sdata, key))
+
+
+def read_window(image: LevelStack, centre_um: np.ndarray, *, size_px: int, mpp: float) -> np.ndarray:
+    """One square window around a point.
+
+    Parameters
+    ----------
+    image
+        From `open_image`.
+    centre_um
+        (x, y) in microns.
+    size_px
+        Side in target pixels.
+    mpp
+        Microns per target pixel.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8 [size_px, size_px, 3], white beyond the slide's edge.
+    """
+    return read_window_px(
+        image, image.to_px(np.atleast_2d(centre_um))[0], size_px=size_px, factor=mpp / image.mpp
+    )
+
+
+def read_window_px(image: LevelStack, centre_px: np.ndarray, *, size_px: int, factor: float) -> np.ndarray:
+    """As `read_window`, with the centre in level-0 pixels and the scale as level-0 pixels per target pixel."""
+    level = windows.choose_level(image.downsamples, factor)
+    down = image.downsamples[level]
+    centre = np.asarray(centre_px, dtype=float) / down
+    y0, y1, x0, x1 = windows.bounds(centre, size_px, factor / down)
+    block = image.read(level, y0, y1, x0, x1)
+    return windows.resample(block, (y0, x0), centre, size_px, factor / down)
+
+
+def read_box(image: LevelStack, box_um: tuple[float, float, float, float], *, mpp: float) -> np.ndarray:
+    """A rectangle of the slide as an array at a stated resolution.
+
+    Parameters
+    ----------
+    image
+        From `open_image`.
+    box_um
+        (min_x, min_y, max_x, max_y) in microns.
+    mpp
+        Microns per pixel of the result.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8 [h, w, 3]; white beyond the slide's edge.
+    """
+    import cv2
+
+    corners = image.to_px(np.array([[box_um[0], box_um[1]], [box_um[2], box_um[3]]]))
+    factor = mpp / image.mpp
+    level = windows.choose_level(image.downsamples, factor)
+    down = image.downsamples[level]
+    (x0, y0), (x1, y1) = (
+        np.floor(corners.min(0) / down).astype(int),
+        np.ceil(corners.max(0) / down).astype(int),
+    )
+    if x1 <= x0 or y1 <= y0:
+        raise InputError(
+            "an empty box", where=f"{box_um} um", fix="give min_x, min_y, max_x, max_y with max above min"
+        )
+    block = image.read(level, int(y0), int(y1), int(x0), int(x1))
+    size = tuple(max(1, round(s * down / factor)) for s in (x1 - x0, y1 - y0))
+    return cv2.resize(block, size, interpolation=cv2.INTER_AREA if factor > down else cv2.INTER_LINEAR)
+
+
+def thumbnail(sdata: SpatialData, *, key: str = keys.HE, max_px: int = 1500) -> tuple[np.ndarray, float]:
+    """The whole slide, small.
+
+    Parameters
+    ----------
+    sdata
+        The slide.
+    key
+        Name of the image element.
+    max_px
+        Longest side of the result.
+
+    Returns
+    -------
+    tuple
+        uint8 [h, w, 3] and its microns per pixel. The array's first pixel starts at the image's first pixel.
+    """
+    image = open_image(sdata, key)
+    return level_thumbnail(image, max_px=max_px)
+
+
+def level_thumbnail(image: LevelStack, *, max_px: int) -> tuple[np.ndarray, float]:
+    """As `thumbnail`, of an opened image."""
+    import cv2
+
+    height, width = image.shape
+    factor = max(1.0, max(height, width) / max_px)
+    level = windows.choose_level(image.downsamples, factor)
+    array = image.levels[level]
+    size = max(1, round(width / factor)), max(1, round(height / factor))
+    if array.shape[1] * array.shape[2] <= 64 << 20:
+        return cv2.resize(
+            _rgb(np.asarray(array[...])), size, interpolation=cv2.INTER_AREA
+        ), image.mpp * width / size[0]
+    # An image without a pyramid: reduce it strip by strip, never whole.
+    out = np.empty((size[1], size[0], 3), dtype=np.uint8)
+    rows = np.linspace(0, array.shape[1], size[1] + 1).astype(int)
+    per_strip = max(1, int(size[1] * 2048 / array.shape[1]))
+    for a in range(0, size[1], per_strip):
+        b = min(size[1], a + per_strip)
+        strip = _rgb(np.asarray(array[:, rows[a] : rows[b], :]))
+        out[a:b] = cv2.resize(strip, (size[0], b - a), interpolation=cv2.INTER_AREA)
+    return out, image.mpp * width / size[0]
+
+
+class _ChunkCache:
+    """Least recently used decoded chunks, as uint8 [h, w, 3]."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max, self._held = max_bytes, 0
+        self._blocks: OrderedDict[tuple[int, int, int], np.ndarray] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def region(self, levels: tuple[Any, ...], level: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        array = levels[level]
+        _, height, width = array.shape
+        ch, cw = _chunk_shape(array)
+        out = np.full((y1 - y0, x1 - x0, 3), windows.OUTSIDE, dtype=np.uint8)
+        top, bottom, left, right = max(y0, 0), min(y1, height), max(x0, 0), min(x1, width)
+        for i in range(top // ch, -(-bottom // ch)):
+            for j in range(left // cw, -(-right // cw)):
+                a, b = max(top, i * ch), min(bottom, (i + 1) * ch)
+                c, d = max(left, j * cw), min(right, (j + 1) * cw)
+                if b > a and d > c:
+                    block = self._chunk(array, level, i, j, ch, cw)
+                    out[a - y0 : b - y0, c - x0 : d - x0] = block[
+                        a - i * ch : b - i * ch, c - j * cw : d - j * cw
+                    ]
+        return out
+
+    def _chunk(self, array: Any, level: int, i: int, j: int, ch: int, cw: int) -> np.ndarray:
+        key = (level, i, j)
+        with self._lock:
+            if key in self._blocks:
+                self._blocks.move_to_end(key)
+                return self._blocks[key]
+        block = _rgb(np.asarray(array[:, i * ch : (i + 1) * ch, j * cw : (j + 1) * cw]))
+        with self._lock:
+            if key not in self._blocks:
+                self._blocks[key] = block
+                self._held += block.nbytes
+            while self._held > self._max and len(self._blocks) > 1:
+                self._held -= self._blocks.popitem(last=False)[1].nbytes
+        return block
+
+
+def _chunk_shape(array: Any) -> tuple[int, int]:
+    chunks = getattr(array, "chunks", None)
+    if not chunks:
+        return 1024, 1024
+    ch, cw = (c[0] if isinstance(c, tuple) else c for c in chunks[1:])
+    # A reader may hand over one chunk a file; caching that whole would defeat the cache.
+    return min(int(ch), 2048), min(int(cw), 2048)
+
+
+def _rgb(block: np.ndarray) -> np.ndarray:
+    if block.shape[0] == 1:
+        block = np.repeat(block, 3, axis=0)
+    if block.shape[0] < 3 or block.dtype != np.uint8:
+        raise InputError(
+            f"an image of {block.shape[0]} channels and {block.dtype} where RGB uint8 is needed",
+            fix="name the H&E image with image_key",
+        )
+    return np.ascontiguousarray(np.moveaxis(block[:3], 0, -1))
+
+
+def _levels_on_disk(sdata: SpatialData, key: str) -> list[Any]:
+    import zarr
+
+    if sdata.path is None or str(sdata.path).endswith(".zip"):
+        return []
+    folder = Path(sdata.path) / "images" / key
+    if not folder.is_dir():
+        return []
+    group = zarr.open_group(folder, mode="r")
+    attrs = dict(group.attrs)
+    multiscales = attrs.get("ome", attrs).get("multiscales", [])
+    return [group[d["path"]] for d in multiscales[0]["datasets"]] if multiscales else []
+
+
+def _levels_in_memory(element: Any) -> list[Any]:
+    from xarray import DataTree
+
+    arrays = (
+        [next(iter(node.values())) for node in element.children.values()]
+        if isinstance(element, DataTree)
+        else [element]
+    )
+    return [_Lazy(a.transpose("c", "y", "x").data) for a in arrays]
+
+
+class _Lazy:
+    """A dask or numpy array that slices to numpy."""
+
+    def __init__(self, data: Any) -> None:
+        self._data, self.shape, self.chunks = data, data.shape, getattr(data, "chunks", None)
+
+    def __getitem__(self, item: Any) -> np.ndarray:
+        part = self._data[item]
+        return part.compute(scheduler="synchronous") if hasattr(part, "compute") else np.asarray(part)
+
+
+def _to_um(element: Any, key: str) -> np.ndarray:
+    from spatialdata.transformations import get_transformation
+
+    transformations = get_transformation(element, get_all=True)
+    if keys.UM not in transformations:
+        raise ScaleError(
+            f"image {key!r} has no pixel size", fix="convert the slide again with --mpp MICRONS_PER_PIXEL"
+        )
+    return np.asarray(
+        transformations[keys.UM].to_affine_matrix(input_axes=("x", "y"), output_axes=("x", "y"))
+    )
