@@ -1,0 +1,370 @@
+"""The streaming feature engine: windows of a slide through an encoder, resumable inside the slide.
+
+Reading and resampling (one thread), encoding (the caller's thread, the encoder's own threads) and writing (one
+thread) overlap. Batches have fixed boundaries that depend on the coordinates alone, and every finished batch is in a
+preallocated file before a line in a journal says so: a killed run goes on behind the last journal line and gives the
+bytes that an uninterrupted run gives. Results are kept in ``settings.cache_dir / "features"``, under a name made from
+the content of the image, the regions, the encoder and the precision, so nothing is ever encoded twice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ._settings import settings
+from .core import windows
+from .errors import InputError, ScaleError, StoreError
+from .image import LevelStack, read_window_px
+from .spec import fingerprint
+
+if TYPE_CHECKING:
+    from .encoders import Encoder
+
+ENGINE_VERSION = 1
+"""Part of every cache key: raised when windows or their order change."""
+
+BATCH = 32
+"""Windows a batch. Part of the cache key, so that a resumed run meets the same boundaries."""
+
+MAX_UPSAMPLING = 8.0
+"""A slide this much coarser than the encoder's pixels holds none of what the encoder looks at."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one call of the engine did.
+
+    Parameters
+    ----------
+    path
+        The .npy file of the result, in the cache.
+    encoded
+        Windows encoded in this call; the others came from an earlier one.
+    seconds
+        Wall time.
+    key
+        Fingerprint of everything the result depends on.
+    """
+
+    path: Path
+    encoded: int
+    seconds: float
+    key: str
+
+
+def encode_points(
+    image: LevelStack,
+    centres_um: np.ndarray,
+    encoder: Encoder,
+    *,
+    batch_size: int = BATCH,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[np.ndarray, Run]:
+    """One vector for the window around each point.
+
+    Parameters
+    ----------
+    image
+        From `image.open_image`.
+    centres_um
+        float [n, 2], (x, y) in microns.
+    encoder
+        From `encoders.load`; its ``fields_um`` and ``input_px`` say what to read.
+    batch_size
+        Windows per call of the encoder.
+    progress
+        Called with the number of windows finished since the last call.
+
+    Returns
+    -------
+    tuple
+        float32 [n, dim] (a read-only memory map, in the order of `centres_um`) and a `Run`.
+
+    Raises
+    ------
+    InputError
+        A centre is not finite, or the encoder returned something that is not.
+    ScaleError
+        The slide is far too coarse for the encoder.
+    """
+    centres_px = _checked(image, centres_um, encoder)
+    tile = 2048
+    order = windows.tile_order(centres_px, tile)
+    key = _key(image, encoder, "points", batch_size, np.ascontiguousarray(centres_px))
+    factors = [f / encoder.input_px / image.mpp for f in encoder.fields_um]
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        batch = np.empty((len(rows), len(factors), encoder.input_px, encoder.input_px, 3), dtype=np.uint8)
+        for i, row in enumerate(rows):
+            for k, factor in enumerate(factors):
+                batch[i, k] = read_window_px(image, centres_px[row], size_px=encoder.input_px, factor=factor)
+        return batch
+
+    batches = [order[a : a + batch_size] for a in range(0, len(order), batch_size)]
+    with _journalled(key, (len(order), encoder.dim), len(batches)) as job:
+        done = job.finished
+        start = time.perf_counter()
+        _stream(batches, done, read, encoder, job.write, progress)
+    run = Run(job.path, sum(len(b) for i, b in enumerate(batches) if i not in done), time.perf_counter() - start, key)
+    return np.load(job.path, mmap_mode="r"), run
+
+
+def encode_map(
+    image: LevelStack,
+    box_um: tuple[float, float, float, float],
+    encoder: Encoder,
+    *,
+    halo_tokens: int | None = None,
+    keep: Callable[[tuple[float, float, float, float]], bool] | None = None,
+    batch_size: int = 8,
+    dtype: str = "float16",
+    progress: Callable[[int], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray, Run]:
+    """A dense map of tokens over a rectangle, window by window with a halo.
+
+    Each window of the encoder yields a square of tokens; those within the halo see too little of their surroundings
+    and are thrown away, the others are owned by exactly one window, so there are no seams.
+
+    Parameters
+    ----------
+    image
+        From `image.open_image`.
+    box_um
+        (min_x, min_y, max_x, max_y) in microns.
+    encoder
+        An encoder with tokens; its first field is used.
+    halo_tokens
+        Tokens to drop on each side; default a quarter of the window's.
+    keep
+        Says of a window's core (a box in microns) whether it is wanted; others stay NaN. Default all.
+    batch_size
+        Windows per call of the encoder.
+    dtype
+        Of the map; float16 halves the disk and is finer than what encoders reproduce between machines.
+    progress
+        Called with the number of windows finished.
+
+    Returns
+    -------
+    tuple
+        dtype [rows, cols, dim] (read-only memory map, NaN where not wanted), float [3, 3] from (column, row) of the
+        map (token i covers [i, i + 1)) to microns, and a `Run`.
+    """
+    field = encoder.fields_um[0]
+    ty, _ = encoder.token_grid
+    halo = ty // 4 if halo_tokens is None else halo_tokens
+    core = ty - 2 * halo
+    if core < 1:
+        raise InputError(f"a halo of {halo} tokens leaves nothing of a window of {ty}", fix="lower halo_tokens")
+    pitch = field / ty
+    rows, cols = (max(1, int(np.ceil((b - a) / pitch))) for a, b in ((box_um[1], box_um[3]), (box_um[0], box_um[2])))
+    wy, wx = -(-rows // core), -(-cols // core)
+    corner = np.array([box_um[0], box_um[1]])
+    lattice = np.stack(np.meshgrid(np.arange(wx), np.arange(wy)), axis=-1).reshape(-1, 2)
+    cores = corner + lattice * core * pitch
+    wanted = np.array([keep is None or keep((x, y, x + core * pitch, y + core * pitch)) for x, y in cores])
+    lattice, cores = lattice[wanted], cores[wanted]
+    centres_px = _checked(image, cores + core * pitch / 2, encoder)
+    key = _key(image, encoder, "map", batch_size, np.asarray(box_um, dtype=float), halo, dtype, lattice)
+    factor = field / encoder.input_px / image.mpp
+    to_um = np.array([[pitch, 0, corner[0]], [0, pitch, corner[1]], [0, 0, 1.0]])
+
+    def read(items: np.ndarray) -> np.ndarray:
+        return np.stack([read_window_px(image, centres_px[i], size_px=encoder.input_px, factor=factor) for i in items])
+
+    batches = [np.arange(a, min(a + batch_size, len(lattice))) for a in range(0, len(lattice), batch_size)]
+
+    def write(store: np.ndarray, items: np.ndarray, tokens: np.ndarray) -> None:
+        inner = tokens[:, halo : halo + core, halo : halo + core].astype(dtype)
+        for i, block in zip(items, inner, strict=True):
+            x, y = lattice[i] * core
+            h, w = min(core, rows - y), min(core, cols - x)
+            store[y : y + h, x : x + w] = block[:h, :w]
+
+    # The encoder's own width is only known from a first answer: tokens of a pooled encoder are narrower than its dim.
+    probe = encoder.tokens(np.zeros((1, encoder.input_px, encoder.input_px, 3), dtype=np.uint8))
+    with _journalled(key, (rows, cols, probe.shape[-1]), len(batches), dtype=dtype, fill=np.nan) as job:
+        done = job.finished
+        start = time.perf_counter()
+        _stream(batches, done, read, encoder.tokens, lambda rows_, out: job.write(rows_, out, put=write), progress)
+    run = Run(job.path, sum(len(b) for i, b in enumerate(batches) if i not in done), time.perf_counter() - start, key)
+    return np.load(job.path, mmap_mode="r"), to_um, run
+
+
+def _checked(image: LevelStack, centres_um: np.ndarray, encoder: Encoder) -> np.ndarray:
+    centres_um = np.asarray(centres_um, dtype=float).reshape(-1, 2)
+    if not np.isfinite(centres_um).all():
+        bad = int((~np.isfinite(centres_um)).any(axis=1).sum())
+        raise InputError(f"{bad} region centres are not finite", fix="drop them or mend their coordinates")
+    finest = min(encoder.fields_um) / encoder.input_px
+    if image.mpp > MAX_UPSAMPLING * finest:
+        raise ScaleError(
+            f"the slide has {image.mpp:.2f} um/px, encoder {encoder.name!r} looks at {finest:.2f} um/px",
+            fix="use an image of higher resolution, or `--encoder colour`",
+        )
+    return image.to_px(centres_um)
+
+
+def _key(image: LevelStack, encoder: Encoder, *parts: Any) -> str:
+    scale = [round(float(v), 9) for v in image.to_um.ravel()]
+    return fingerprint(ENGINE_VERSION, image.fingerprint, scale, encoder.fingerprint, *parts)
+
+
+def _stream(
+    batches: list[np.ndarray],
+    done: set[int],
+    read: Callable[[np.ndarray], np.ndarray],
+    encode: Callable[[np.ndarray], np.ndarray],
+    write: Callable[[np.ndarray, np.ndarray], None],
+    progress: Callable[[int], None] | None,
+) -> None:
+    """Reader thread → this thread → writer thread; an error in one ends all and is raised here."""
+    todo = [b for i, b in enumerate(batches) if i not in done]
+    if progress is not None:
+        progress(sum(len(batches[i]) for i in done))
+    if not todo:
+        return
+    ahead: queue.Queue[Any] = queue.Queue(maxsize=3)
+    stop = threading.Event()
+
+    def produce() -> None:
+        try:
+            for rows in todo:
+                item = (rows, read(rows))
+                while not stop.is_set():
+                    try:
+                        ahead.put(item, timeout=0.2)
+                        break
+                    except queue.Full:
+                        continue
+                if stop.is_set():
+                    return
+        except Exception as e:  # noqa: BLE001  (handed to the caller's thread, which raises it)
+            ahead.put(e)
+
+    reader = threading.Thread(target=produce, name="stainseq-reader", daemon=True)
+    reader.start()
+    with ThreadPoolExecutor(1, thread_name_prefix="stainseq-writer") as writer:
+        pending = None
+        try:
+            for _ in todo:
+                item = ahead.get()
+                if isinstance(item, Exception):
+                    raise item
+                rows, pixels = item
+                vectors = encode(pixels)
+                if not np.isfinite(vectors).all():
+                    raise InputError("the encoder returned values that are not finite", fix="check its weights")
+                if pending is not None:
+                    pending.result()
+                pending = writer.submit(write, rows, vectors)
+                if progress is not None:
+                    progress(len(rows))
+            if pending is not None:
+                pending.result()
+        finally:
+            stop.set()
+
+
+class _Job:
+    """One result file and the journal of its finished batches."""
+
+    def __init__(self, folder: Path, shape: tuple[int, ...], n_batches: int, dtype: str, fill: float) -> None:
+        self.path, self._log, self._batches = folder / "values.npy", folder / "journal", n_batches
+        self._dtype, self._shape, self._fill = np.dtype(dtype), shape, fill
+        self.finished = self._read_journal()
+        self._next = iter(i for i in range(n_batches) if i not in self.finished)
+        self._array: np.ndarray | None = None
+        self._since: list[int] = []
+        self._flushed = time.monotonic()
+
+    def _read_journal(self) -> set[int]:
+        if not (self.path.exists() and self._log.exists()):
+            return set()
+        # A kill may leave half a line: only lines that end count.
+        lines = self._log.read_bytes().split(b"\n")[:-1]
+        return {int(x) for line in lines for x in line.split() if x.isdigit() and int(x) < self._batches}
+
+    def write(self, rows: np.ndarray, values: np.ndarray, put: Callable[..., None] | None = None) -> None:
+        if self._array is None:
+            self._array = self._open()
+        if put is None:
+            self._array[rows] = values
+        else:
+            put(self._array, rows, values)
+        self._since.append(next(self._next))
+        if time.monotonic() - self._flushed > 1.0:
+            self.flush()
+
+    def _open(self) -> np.ndarray:
+        if not self.path.exists():
+            fresh = self.path.with_suffix(".partial")
+            array = np.lib.format.open_memmap(fresh, mode="w+", dtype=self._dtype, shape=self._shape)
+            if self._fill != 0:
+                array[...] = self._fill
+            array.flush()
+            del array
+            os.replace(fresh, self.path)
+        return np.lib.format.open_memmap(self.path, mode="r+")
+
+    def flush(self) -> None:
+        """Values first, then the line that vouches for them."""
+        if self._array is None and not self.path.exists():
+            self._array = self._open()
+        if isinstance(self._array, np.memmap):
+            self._array.flush()
+        if self._since:
+            with open(self._log, "ab") as f:
+                f.write((" ".join(map(str, self._since)) + "\n").encode())
+                f.flush()
+                os.fsync(f.fileno())
+        self._since, self._flushed = [], time.monotonic()
+
+
+@contextmanager
+def _journalled(
+    key: str, shape: tuple[int, ...], n_batches: int, *, dtype: str = "float32", fill: float = 0.0
+) -> Iterator[_Job]:
+    folder = settings.cache_dir / "features" / key
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            job = _Job(folder, shape, n_batches, dtype, fill)
+            try:
+                yield job
+            finally:
+                job.flush()
+            (folder / "about.json").write_text(json.dumps({"shape": shape, "dtype": dtype, "batches": n_batches}))
+    except OSError as e:
+        raise StoreError(
+            f"the feature cache cannot be written ({e.strerror or e})",
+            where=folder,
+            fix="free space, or set STAINSEQ_CACHE_DIR to another disk",
+        ) from e
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One writer a cache entry; the system releases the lock when a process dies."""
+    import fcntl
+
+    with open(folder / "lock", "a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise StoreError(
+                "another run is encoding the same regions", where=folder, fix="wait for it, or stop it first"
+            ) from e
+        yield
