@@ -9,6 +9,7 @@ the content of the image, the regions, the encoder and the precision, so nothing
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import queue
@@ -348,6 +349,8 @@ def _journalled(
                 job.flush()
             (folder / "about.json").write_text(json.dumps({"shape": shape, "dtype": dtype, "batches": n_batches}))
     except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
         raise StoreError(
             f"the feature cache cannot be written ({e.strerror or e})",
             where=folder,

@@ -1,0 +1,218 @@
+"""From regions of a slide to feature tables: joins the store, the region model, an encoder and the engine.
+
+Both `pp.features` and the training and prediction functions stand on this, so that features which are not there yet
+are computed once and in one way.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import engine, image, keys, regions, store
+from ._settings import settings
+from .errors import MissingError
+from .spec import FORMAT_VERSION, fingerprint, fingerprint_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+    from .encoders import Encoder
+
+
+def encoder_name(encoder: str | None) -> str:
+    """The encoder's name, the documented default where none is given."""
+    from . import encoders
+
+    return encoder or encoders.default_name()
+
+
+def table_name(encoder: str, region: str) -> str:
+    """Name of a feature table; element names admit no "+"."""
+    return keys.features(encoder.replace("+", "."), region)
+
+
+def encoder_fingerprint(encoder: Encoder, weights: str | Path | None) -> str:
+    """What a model checks: network, weights, pooling and fields; not the device or precision it ran on."""
+    return fingerprint(encoder.spec.fingerprint(), fingerprint_file(weights) if weights else "")
+
+
+def write_features(
+    sdata: SpatialData,
+    *,
+    region: str,
+    encoder: str | None = None,
+    weights: str | Path | None = None,
+    image_key: str = keys.HE,
+    key_added: str | None = None,
+    batch_size: int = engine.BATCH,
+    device: str = "auto",
+    precision: str = "auto",
+) -> AnnData:
+    """Encode every region and add the table; see `pp.features`."""
+    from . import encoders
+
+    name = encoder_name(encoder)
+    where = regions.get(sdata, region)
+    opened = image.open_image(sdata, image_key)
+    network = encoders.load(name, weights=weights, device=device, precision=precision)
+    with progress(f"features {name}", len(where.ids)) as advance:
+        values, run = engine.encode_points(opened, where.centres_um, network, batch_size=batch_size, progress=advance)
+    table = region_table(values, where, region)
+    store.write_element(
+        sdata,
+        key_added or table_name(name, region),
+        table,
+        step="features",
+        parameters={"region": region, "encoder": name, "image_key": image_key, "batch_size": batch_size},
+        inputs={image_key: opened.fingerprint, region: ids_fingerprint(where.ids)},
+        more={
+            "encoder": {
+                "name": name,
+                "fingerprint": encoder_fingerprint(network, weights),
+                "fields_um": list(network.fields_um),
+                "input_px": network.input_px,
+                "device": str(network.device),
+                "precision": getattr(network, "precision", precision),
+            },
+            "cache_key": run.key,
+            "seconds": round(run.seconds, 3),
+            "encoded": run.encoded,
+        },
+    )
+    return table
+
+
+def ensure_features(
+    sdata: SpatialData, *, region: str, encoder: str, weights: str | Path | None = None, device: str = "auto"
+) -> AnnData:
+    """The feature table of a region, computed when it is not there or belongs to another image or other ids."""
+    name = table_name(encoder, region)
+    if name in sdata.tables:
+        table = sdata.tables[name]
+        stamp = table.uns.get(keys.STAMP, {})
+        where = regions.get(sdata, region)
+        fresh = stamp.get("inputs", {}).get(region) == ids_fingerprint(where.ids)
+        if fresh and stamp.get("format_version", FORMAT_VERSION) <= FORMAT_VERSION:
+            return table
+    return write_features(sdata, region=region, encoder=encoder, weights=weights, device=device)
+
+
+def dense_map(
+    sdata: SpatialData,
+    *,
+    encoder: str | None = None,
+    weights: str | Path | None = None,
+    image_key: str = keys.HE,
+    tissue_key: str | None = keys.TISSUE,
+    halo_tokens: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Token map over the tissue; see `pp.feature_map`."""
+    import shapely
+
+    from . import encoders
+
+    opened = image.open_image(sdata, image_key)
+    network = encoders.load(encoder_name(encoder), weights=weights, device=device, precision=precision)
+    keep: Callable[[tuple[float, float, float, float]], bool] | None = None
+    if tissue_key is None:
+        height, width = opened.shape
+        corners = np.array([[0, 0], [width, height]]) @ opened.to_um[:2, :2].T + opened.to_um[:2, 2]
+        box = (*corners.min(0), *corners.max(0))
+    else:
+        if tissue_key not in sdata.shapes:
+            raise MissingError(f"no shapes {tissue_key!r}", where=sdata.path, fix="run `stainseq tissue` first")
+        outline = shapely.union_all(sdata.shapes[tissue_key].geometry.to_numpy())
+        shapely.prepare(outline)
+        box = shapely.bounds(outline)
+
+        def keep(core: tuple[float, float, float, float]) -> bool:
+            return bool(shapely.intersects(outline, shapely.box(*core)))
+
+    x0, y0, x1, y1 = (float(v) for v in box)
+    with progress(f"feature map {network.name}", None) as advance:
+        values, to_um, _ = engine.encode_map(
+            opened, (x0, y0, x1, y1), network, halo_tokens=halo_tokens, keep=keep, progress=advance
+        )
+    return values, to_um
+
+
+def write_pooled(
+    sdata: SpatialData, tokens: np.ndarray, to_um: np.ndarray, *, region: str, key_added: str, about: dict[str, Any]
+) -> AnnData:
+    """Mean of a dense map under every region; see `pp.pool`."""
+    where = regions.get(sdata, region)
+    values = regions.pool(tokens, to_um, where)
+    table = region_table(values, where, region)
+    store.write_element(
+        sdata,
+        key_added,
+        table,
+        step="pool",
+        parameters={"region": region, "to_um": np.asarray(to_um).tolist(), **about},
+        inputs={region: ids_fingerprint(where.ids)},
+    )
+    return table
+
+
+def region_table(values: np.ndarray, where: Any, region: str) -> AnnData:
+    """A table over a region's ids, linked as spatialdata requires."""
+    import pandas as pd
+    from anndata import AnnData
+    from spatialdata.models import TableModel
+
+    obs = pd.DataFrame(index=pd.Index(where.ids.astype(str)))
+    obs[keys.REGION_KEY] = pd.Categorical([region] * len(obs))
+    obs[keys.INSTANCE_KEY] = where.labels if getattr(where, "labels", None) is not None else where.ids.astype(str)
+    table = AnnData(X=np.asarray(values), obs=obs)
+    table.obsm[keys.SPATIAL] = np.asarray(where.centres_um, dtype=float)
+    return TableModel.parse(table, region=region, region_key=keys.REGION_KEY, instance_key=keys.INSTANCE_KEY)
+
+
+def ids_fingerprint(ids: np.ndarray) -> str:
+    """Names a set of regions in their order."""
+    return fingerprint("ids", "\n".join(map(str, ids)).encode())
+
+
+class progress:  # noqa: N801  (reads as a statement: with progress(...) as advance)
+    """A progress bar on stderr that is silent when settings.progress is off or stderr is no terminal.
+
+    Parameters
+    ----------
+    what
+        What is being done.
+    total
+        Number of steps; None when unknown.
+    """
+
+    def __init__(self, what: str, total: int | None) -> None:
+        self._what, self._total, self._bar = what, total, None
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Callable[[int], None]:
+        if settings.progress:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task(self._what, total=self._total)
+            self._bar.start()
+        return self._advance
+
+    def _advance(self, n: int) -> None:
+        if self._bar is not None:
+            with self._lock:
+                self._bar.advance(self._task, n)
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()

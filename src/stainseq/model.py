@@ -1,0 +1,185 @@
+"""The MODEL folder: what was learned, as JSON and safetensors that open for ever.
+
+::
+
+    MODEL/
+      model.json            head, encoder (name, fingerprint, fields), genes, units, training slides, split, versions
+      state.safetensors     the head fitted on everything
+      fold-00.safetensors   ... and on everything but one fold, for out-of-fold predictions
+      colour.safetensors    the colour baseline, where it was fitted; colour-00.safetensors for its folds
+      training.parquet      id, slide, fold and position of every training region
+      metrics.json          cross-validated scores
+
+No pickle. `format_version` in model.json is the major version of this layout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import FormatError, InputError, MissingError, StoreError
+from .spec import fingerprint
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MODEL_FORMAT = 1
+UNITS = "log1p(counts per 1e4)"
+
+State = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained predictor, in memory.
+
+    Parameters
+    ----------
+    config
+        model.json.
+    state
+        The head fitted on all training regions.
+    folds
+        The head fitted without each fold.
+    training
+        id, slide (position in ``config["slides"]``), fold, x_um, y_um of each training region.
+    colour
+        State and fold states of the colour baseline; empty when it was not fitted.
+    metrics
+        metrics.json.
+    """
+
+    config: dict[str, Any]
+    state: State
+    folds: list[State]
+    training: pd.DataFrame
+    colour: list[State] = field(default_factory=list)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def genes(self) -> list[str]:
+        """Names of the predicted genes, in the order of the predictions."""
+        return list(self.config["genes"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Names this model's content."""
+        return str(self.config["fingerprint"])
+
+
+def save(model: Model, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Write a model folder, staged beside its final name and renamed.
+
+    Raises
+    ------
+    StoreError
+        Something is at `path` already (and is not a model, or `overwrite` is off).
+    """
+    from safetensors.numpy import save_file
+
+    target = Path(path)
+    if target.exists() and not (overwrite and (target / "model.json").exists()):
+        fix = (
+            "choose another --out, or pass --overwrite" if (target / "model.json").exists() else "choose another --out"
+        )
+        raise StoreError("there is something already", where=target, fix=fix)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staged = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        staged.mkdir()
+        states = {"state": model.state, **{f"fold-{i:02d}": s for i, s in enumerate(model.folds)}}
+        for i, s in enumerate(model.colour):
+            states["colour" if i == 0 else f"colour-{i - 1:02d}"] = s
+        for name, state in states.items():
+            save_file({k: np.ascontiguousarray(v) for k, v in state.items()}, staged / f"{name}.safetensors")
+        model.training.to_parquet(staged / "training.parquet", index=False)
+        _write_json(staged / "model.json", model.config)
+        _write_json(staged / "metrics.json", model.metrics)
+        for file in staged.iterdir():
+            with open(file, "rb") as f:
+                os.fsync(f.fileno())
+        old = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}-old") if target.exists() else None
+        if old is not None:
+            os.rename(target, old)
+        os.rename(staged, target)
+        if old is not None:
+            shutil.rmtree(old)
+    except OSError as e:
+        raise StoreError(
+            f"the model cannot be written ({e.strerror or e})", where=target, fix="free space or change --out"
+        ) from e
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def load(path: str | os.PathLike[str]) -> Model:
+    """Read a model folder.
+
+    Raises
+    ------
+    MissingError
+        There is no model at `path`.
+    FormatError
+        It is damaged, or written by a newer stainseq.
+    """
+    import pandas as pd
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    folder = Path(path)
+    if not (folder / "model.json").is_file():
+        raise MissingError("no model here", where=folder, fix="give the folder that `stainseq train --out` wrote")
+    try:
+        config = json.loads((folder / "model.json").read_text())
+        if int(config["format_version"]) > MODEL_FORMAT:
+            raise FormatError(
+                f"model format {config['format_version']} is newer than this stainseq reads ({MODEL_FORMAT})",
+                where=folder,
+                fix="pip install --upgrade stainseq",
+            )
+        n_folds = int(config["n_folds"])
+        state = load_file(folder / "state.safetensors")
+        folds = [load_file(folder / f"fold-{i:02d}.safetensors") for i in range(n_folds)]
+        names = ["colour", *(f"colour-{i:02d}" for i in range(n_folds))] if config.get("colour") else []
+        colour = [load_file(folder / f"{n}.safetensors") for n in names]
+        training = pd.read_parquet(folder / "training.parquet")
+        metrics = json.loads((folder / "metrics.json").read_text())
+    except (OSError, ValueError, KeyError, SafetensorError) as e:
+        if isinstance(e, FormatError):
+            raise
+        raise FormatError(
+            f"the model is damaged ({e})", where=folder, fix="train it again or restore the folder"
+        ) from e
+    if content_fingerprint(config["genes"], state, training) != config["fingerprint"]:
+        raise FormatError("the model's weights do not match its model.json", where=folder, fix="restore the folder")
+    return Model(config, state, folds, training, colour, metrics)
+
+
+def content_fingerprint(genes: list[str], state: State, training: pd.DataFrame) -> str:
+    """Fingerprint of what predictions depend on: genes, weights and training ids."""
+    arrays = [x for k in sorted(state) for x in (k, np.ascontiguousarray(state[k]))]
+    return fingerprint(genes, training["id"].astype(str).tolist(), training["fold"].astype(int).tolist(), *arrays)
+
+
+def check_encoder(config: dict[str, Any], *, name: str, encoder_fingerprint: str, where: object) -> None:
+    """Refuse features of another encoder, pooling, field of view or precision than the model learned from."""
+    wanted = config["encoder"]
+    if encoder_fingerprint != wanted["fingerprint"]:
+        raise InputError(
+            f"the model learned from encoder {wanted['name']!r} ({wanted['fingerprint'][:8]}), the features are of "
+            f"{name!r} ({encoder_fingerprint[:8]})",
+            where=where,
+            fix=f"run `stainseq features SLIDE --encoder {wanted['name']}` with this version of stainseq",
+        )
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
