@@ -6,14 +6,13 @@ are computed once and in one way.
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import engine, image, keys, regions, store
-from ._settings import settings
+from ._progress import progress
 from .errors import MissingError
 from .spec import FORMAT_VERSION, fingerprint, fingerprint_file
 
@@ -180,39 +179,3 @@ def region_table(values: np.ndarray, where: Any, region: str) -> AnnData:
 def ids_fingerprint(ids: np.ndarray) -> str:
     """Names a set of regions in their order."""
     return fingerprint("ids", "\n".join(map(str, ids)).encode())
-
-
-class progress:  # noqa: N801  (reads as a statement: with progress(...) as advance)
-    """A progress bar on stderr that is silent when settings.progress is off or stderr is no terminal.
-
-    Parameters
-    ----------
-    what
-        What is being done.
-    total
-        Number of steps; None when unknown.
-    """
-
-    def __init__(self, what: str, total: int | None) -> None:
-        self._what, self._total, self._bar = what, total, None
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> Callable[[int], None]:
-        if settings.progress:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task(self._what, total=self._total)
-            self._bar.start()
-        return self._advance
-
-    def _advance(self, n: int) -> None:
-        if self._bar is not None:
-            with self._lock:
-                self._bar.advance(self._task, n)
-
-    def __exit__(self, *exc: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
