@@ -18,7 +18,9 @@ def test_guard_knows_cuda_packages() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.skipif(os.environ.get("STAINSEQ_CPU_ONLY") != "1", reason="only where the environment is meant to be CPU only")
+@pytest.mark.skipif(
+    os.environ.get("STAINSEQ_CPU_ONLY") != "1", reason="only where the environment is meant to be CPU only"
+)
 def test_no_cuda_package_in_a_cpu_environment() -> None:
     import torch
 

@@ -1,0 +1,176 @@
+"""The feature engine with a small encoder whose answer is known in closed form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stainseq import engine
+from stainseq._settings import settings
+from stainseq.errors import InputError, ScaleError, StoreError
+from stainseq.image import LevelStack, read_box, read_window
+
+
+class MeanColour:
+    """Mean colour of each field; counts its calls and can be told to fail."""
+
+    name, fields_um, input_px, token_grid = "mean-colour", (32.0, 64.0), 32, (8, 8)
+    fingerprint, device = "mean-colour-v1", "cpu"
+
+    def __init__(self, fail_after: int | None = None) -> None:
+        self.calls, self.fail_after = 0, fail_after
+        self.dim = 3 * len(self.fields_um)
+
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        self.calls += 1
+        if self.fail_after is not None and self.calls > self.fail_after:
+            raise KeyboardInterrupt
+        return batch.mean(axis=(2, 3)).reshape(len(batch), -1).astype(np.float32)
+
+    def tokens(self, batch: np.ndarray) -> np.ndarray:
+        n, s = len(batch), self.input_px // 8
+        return batch.reshape(n, 8, s, 8, s, 3).mean(axis=(2, 4)).astype(np.float32)
+
+
+def pyramid(height: int = 600, width: int = 800, mpp: float = 0.7, seed: int = 0) -> LevelStack:
+    import cv2
+
+    rng = np.random.default_rng(seed)
+    base = cv2.resize(rng.integers(0, 255, (30, 40, 3), dtype=np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
+    half = cv2.resize(base, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+    levels = tuple(np.ascontiguousarray(np.moveaxis(a, -1, 0)) for a in (base, half))
+    return LevelStack(levels, (1.0, 2.0), np.diag([mpp, mpp, 1.0]), mpp, f"pyramid-{seed}")
+
+
+def points(n: int, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).uniform([60, 60], [490, 360], (n, 2))
+
+
+def test_vectors_equal_windows_read_one_by_one() -> None:
+    image, encoder, xy = pyramid(), MeanColour(), points(75)
+    values, run = engine.encode_points(image, xy, encoder, batch_size=16)
+    assert values.shape == (75, 6)
+    assert run.encoded == 75
+    for i in (0, 31, 74):
+        for k, um in enumerate(encoder.fields_um):
+            window = read_window(image, xy[i], size_px=32, mpp=um / 32)
+            np.testing.assert_allclose(values[i, 3 * k : 3 * k + 3], window.mean(axis=(0, 1)), rtol=1e-5)
+
+
+def test_second_run_encodes_nothing_and_other_content_is_another_entry() -> None:
+    xy = points(40)
+    first, _ = engine.encode_points(pyramid(), xy, MeanColour())
+    again = MeanColour()
+    second, run = engine.encode_points(pyramid(), xy, again)
+    assert (again.calls, run.encoded) == (0, 0)
+    np.testing.assert_array_equal(first, second)
+    for image, where in ((pyramid(seed=3), xy), (pyramid(), xy + 1.0)):
+        other = MeanColour()
+        engine.encode_points(image, where, other)
+        assert other.calls > 0
+
+
+@pytest.mark.parametrize("fail_after", [0, 1, 4])
+def test_interrupted_run_resumes_to_the_same_bytes(
+    fail_after: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    xy = points(100)
+    expected = np.array(engine.encode_points(pyramid(), xy, MeanColour(), batch_size=16)[0])
+    monkeypatch.setattr(settings, "cache_dir", tmp_path / "other")
+    with pytest.raises(KeyboardInterrupt):
+        engine.encode_points(pyramid(), xy, MeanColour(fail_after), batch_size=16)
+    rest = MeanColour()
+    values, run = engine.encode_points(pyramid(), xy, rest, batch_size=16)
+    assert rest.calls == 7 - fail_after
+    assert run.encoded == 100 - 16 * fail_after
+    np.testing.assert_array_equal(values, expected)
+
+
+def test_half_a_journal_line_does_not_count() -> None:
+    xy = points(64)
+    values, run = engine.encode_points(pyramid(), xy, MeanColour(), batch_size=16)
+    expected = np.array(values)
+    journal = run.path.with_name("journal")
+    journal.write_bytes(b"0 1\n2")
+    again = MeanColour()
+    values, run = engine.encode_points(pyramid(), xy, again, batch_size=16)
+    assert again.calls == 2
+    np.testing.assert_array_equal(values, expected)
+
+
+def test_no_regions_gives_an_empty_table() -> None:
+    values, run = engine.encode_points(pyramid(), np.empty((0, 2)), MeanColour())
+    assert values.shape == (0, 6)
+    assert run.encoded == 0
+
+
+def test_beyond_the_edge_is_white() -> None:
+    image = pyramid()
+    window = read_window(image, np.array([0.0, 0.0]), size_px=32, mpp=0.7)
+    assert (window[:14, :14] == 255).all()
+    assert not (window[18:, 18:] == 255).all()
+    far = read_window(image, np.array([-5000.0, 0.0]), size_px=32, mpp=0.7)
+    assert (far == 255).all()
+
+
+@pytest.mark.parametrize("halo", [0, 2, 3])
+def test_dense_map_has_no_seams_and_equals_pixels(halo: int) -> None:
+    image, encoder = pyramid(mpp=1.0), MeanColour()
+    box = (20.0, 30.0, 420.0, 330.0)
+    tokens, to_um, _ = engine.encode_map(image, box, encoder, halo_tokens=halo, batch_size=5)
+    assert tokens.shape == (75, 100, 3)
+    np.testing.assert_allclose(to_um, [[4, 0, 20], [0, 4, 30], [0, 0, 1]])
+    pixels = read_box(image, box, mpp=1.0).astype(float)
+    expected = pixels.reshape(75, 4, 100, 4, 3).mean(axis=(1, 3))
+    np.testing.assert_allclose(tokens.astype(float), expected, atol=0.2)
+
+
+def test_dense_map_skips_unwanted_windows() -> None:
+    image, encoder = pyramid(mpp=1.0), MeanColour()
+    tokens, _, run = engine.encode_map(image, (0, 0, 320, 320), encoder, keep=lambda b: b[0] < 100)
+    assert np.isnan(tokens[:, -1]).all()
+    assert np.isfinite(tokens[:, 0]).all()
+    assert 0 < run.encoded < 400
+
+
+def test_bad_input_is_refused() -> None:
+    xy = points(5)
+    xy[2, 0] = np.nan
+    with pytest.raises(InputError, match="1 region centres are not finite"):
+        engine.encode_points(pyramid(), xy, MeanColour())
+    with pytest.raises(ScaleError, match=r"40\.00 um/px"):
+        engine.encode_points(pyramid(mpp=40.0), points(5), MeanColour())
+
+    class Broken(MeanColour):
+        def __call__(self, batch: np.ndarray) -> np.ndarray:
+            return np.full((len(batch), 6), np.nan, dtype=np.float32)
+
+    with pytest.raises(InputError, match="not finite"):
+        engine.encode_points(pyramid(seed=9), points(5), Broken())
+
+
+def test_reader_errors_reach_the_caller() -> None:
+    image = pyramid(seed=4)
+
+    class Torn:
+        shape, chunks = image.levels[0].shape, (3, 64, 64)
+
+        def __getitem__(self, item: object) -> np.ndarray:
+            raise ValueError("truncated chunk")
+
+    torn = LevelStack((Torn(),), (1.0,), image.to_um, image.mpp, "torn")
+    with pytest.raises(ValueError, match="truncated chunk"):
+        engine.encode_points(torn, points(5), MeanColour())
+
+
+def test_full_disk_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+
+    def full(*a: object, **k: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np.lib.format, "open_memmap", full)
+    with pytest.raises(StoreError, match="feature cache cannot be written"):
+        engine.encode_points(pyramid(seed=5), points(5), MeanColour())
