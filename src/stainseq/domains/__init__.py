@@ -1,1 +1,1 @@
-
+"""Spatial domain methods: one file each, arrays in, labels out."""
