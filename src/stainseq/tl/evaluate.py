@@ -1,0 +1,116 @@
+"""Score a prediction against the measurement, beside its baselines and the noise ceiling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import keys
+from ..errors import InputError, MissingError
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+
+def evaluate(
+    sdata: SpatialData,
+    *,
+    truth: str = keys.counts(keys.SPOTS),
+    prediction: str,
+    genes: Sequence[str] | None = None,
+    block_um: float = 1000.0,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Score a prediction table gene by gene.
+
+    Parameters
+    ----------
+    sdata
+        The slide.
+    truth
+        Table of raw counts; normalised here as the model's units say.
+    prediction
+        Table of predictions, as `predict` writes it.
+    genes
+        Genes to score; default all that both tables have.
+    block_um
+        Side of the spatial blocks that the bootstrap draws for intervals.
+    seed
+        Of bootstrap and count splitting.
+
+    Returns
+    -------
+    dict
+        n, genes (pearson, spearman, rmse, mse, r2, ssim per gene), summary (means, 95 % interval of the Pearson),
+        baseline (gene_mean from the training set, colour), ceiling (what a perfect predictor could reach given the
+        counting noise), out_of_fold (regions predicted by a model that did not see them), in_training.
+
+    Raises
+    ------
+    MissingError
+        A table is not there, or no gene or id is shared.
+    InputError
+        The prediction's units are not known.
+    """
+    from scipy import sparse
+
+    from ..core import ceiling, normalize, scores
+    from ..model import UNITS
+
+    for name in (truth, prediction):
+        if name not in sdata.tables:
+            raise MissingError(
+                f"no table {name!r}", where=sdata.path, fix=f"tables here: {', '.join(sdata.tables) or 'none'}"
+            )
+    counts, predicted = sdata.tables[truth], sdata.tables[prediction]
+    units = predicted.uns.get(keys.STAMP, {}).get("units", UNITS)
+    if units != UNITS:
+        raise InputError(f"predictions in {units!r} cannot be scored", where=prediction, fix=f"predict in {UNITS!r}")
+    shared = predicted.var_names.intersection(counts.var_names, sort=False)
+    if genes is not None:
+        absent = [g for g in genes if g not in shared]
+        if absent:
+            raise MissingError(f"genes that are not in both tables: {', '.join(absent[:5])}", where=sdata.path)
+        shared = shared[shared.isin(list(genes))]
+    ids = predicted.obs_names.intersection(counts.obs_names, sort=False)
+    if not len(shared) or not len(ids):
+        what = "genes" if not len(shared) else "ids"
+        raise MissingError(
+            f"{truth} and {prediction} share no {what}", where=sdata.path, fix="score tables of one region"
+        )
+    raw = sparse.csr_matrix(counts[ids].X)
+    library = np.asarray(raw.sum(axis=1), dtype=float).ravel()
+    ids, raw, library = ids[library > 0], raw[library > 0], library[library > 0]
+    if len(ids) < 3:
+        raise InputError(
+            f"{len(ids)} regions with counts are too few to score", where=truth, fix="three or more are needed"
+        )
+    raw = raw[:, counts.var_names.get_indexer(shared)]
+    target = normalize.log1p_cp10k(raw, library=library)
+    target = np.asarray(target.toarray() if sparse.issparse(target) else target, dtype=np.float32)
+    subset = predicted[ids, shared]
+    baselines = {}
+    if "train_mean" in predicted.var:
+        baselines["gene_mean"] = np.repeat(subset.var["train_mean"].to_numpy(dtype=np.float32)[None], len(ids), axis=0)
+    else:
+        baselines["gene_mean"] = np.repeat(target.mean(axis=0, keepdims=True), len(ids), axis=0)
+    baselines |= {
+        k.removeprefix("baseline_"): np.asarray(v) for k, v in subset.layers.items() if k.startswith("baseline_")
+    }
+    X = subset.X
+    result = scores.score(
+        target,
+        np.asarray(X.toarray() if sparse.issparse(X) else X, dtype=np.float32),
+        genes=list(shared),
+        coordinates=np.asarray(subset.obsm[keys.SPATIAL], dtype=float),
+        baselines=baselines,
+        ceiling=ceiling.noise_ceiling(raw, library=library, seed=seed),
+        block_um=block_um,
+        seed=seed,
+    )
+    fold = subset.obs[keys.FOLD].to_numpy() if keys.FOLD in subset.obs else np.full(len(ids), -1)
+    result["out_of_fold"] = int((fold >= 0).sum())
+    result["truth"], result["prediction"] = truth, prediction
+    return result

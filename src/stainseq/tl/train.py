@@ -1,0 +1,350 @@
+"""Learn expression from histology, with cross-validated scores."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from .. import keys
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..core.splits import Fold
+    from ..trainset import TrainSet
+
+
+def train(
+    slides: Any,
+    *,
+    out: str | Path,
+    region: str = keys.SPOTS,
+    encoder: str | None = None,
+    weights: str | Path | None = None,
+    head: str | None = None,
+    split: Literal["patient", "slide", "block"] | None = None,
+    n_folds: int | None = None,
+    block_um: float = 1000.0,
+    genes: Sequence[str] | str | Path | None = None,
+    n_genes: int = 250,
+    table_key: str | None = None,
+    options: dict[str, Any] | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Fit a head on one or more slides, score it by cross-validation and write a MODEL folder.
+
+    Everything that is fitted (genes, scaling, penalties, networks) is fitted on the training part of a fold alone.
+    Features that a slide does not have yet are computed.
+
+    Parameters
+    ----------
+    slides
+        Paths of stores, opened stores, or the path of a cohort CSV.
+    out
+        The MODEL folder to write.
+    region
+        Regions to learn from.
+    encoder, weights
+        Encoder and its local weights; default the documented default.
+    head
+        Name of a head (`stainseq list heads`); default ridge.
+    split
+        What is held out together. Default: patients where there are two or more, else slides, else spatial blocks.
+    n_folds
+        Default: every patient or slide once (at most 10 folds), or 5 folds of blocks.
+    block_um
+        Side of a spatial block; 1 mm is beyond the reach of a 224 um field and of most local structures.
+    genes
+        Names, or a file with one name a line. Default: chosen by variance, in each fold on its training part.
+    n_genes
+        How many to choose. The 250 most variable cover what H&E is known to tell; more costs little with ridge.
+    table_key
+        Counts table; default ``counts_<region>``.
+    options
+        Further options of the head.
+    seed
+        Of everything random.
+    overwrite
+        Replace a model that is there already.
+    device
+        For encoding.
+
+    Returns
+    -------
+    dict
+        What stands in MODEL/metrics.json: n, genes (scores per gene), summary with interval, baseline, ceiling, folds.
+
+    Raises
+    ------
+    InputError
+        Too few slides, regions or genes for what is asked.
+    StoreError
+        There is something at `out` already.
+    """
+    from .. import featurise, model, registry, trainset
+
+    start = time.perf_counter()
+    target = Path(out)
+    if target.exists() and not overwrite:
+        from ..errors import StoreError
+
+        raise StoreError("there is something already", where=target, fix="choose another --out, or pass --overwrite")
+    name = head or registry.default("heads")
+    plugin = registry.load("heads", name)
+    data = trainset.assemble(
+        trainset.open_slides(slides),
+        region=region,
+        encoder=featurise.encoder_name(encoder),
+        weights=weights,
+        table_key=table_key,
+        genes=_gene_list(genes),
+        device=device,
+    )
+    split, folds = make_folds(data, split, n_folds=n_folds, block_um=block_um, seed=seed)
+    fit = Fitting(plugin, data, options or {}, seed)
+    everything = np.arange(len(data.ids))
+    chosen = np.arange(len(data.genes)) if genes is not None else choose_genes(data, everything, n_genes)
+    results, states, colour = [], [], []
+    with featurise.progress(f"train {name}", len(folds) + 1) as advance:
+        for fold in folds:
+            wanted = chosen if genes is not None else choose_genes(data, fold.train, n_genes)
+            scored, state = fit.fold(fold, wanted, chosen)
+            results.append(scored)
+            states.append(state)
+            colour.append(fit.colour(fold.train, chosen))
+            advance(1)
+        final = fit.head(everything, chosen)
+        colour.insert(0, fit.colour(everything, chosen))
+        advance(1)
+    metrics = summarise(results)
+    metrics["split"], metrics["n_folds"] = split, len(folds)
+    training = _training_table(data, folds)
+    names = [data.genes[i] for i in chosen]
+    config = {
+        "format_version": model.MODEL_FORMAT,
+        "package_version": _version(),
+        "fingerprint": model.content_fingerprint(names, final, training),
+        "head": name,
+        "options": options or {},
+        "encoder": data.encoder,
+        "colour": True,
+        "region": region,
+        "genes": names,
+        "gene_mean": [float(v) for v in fit.targets(everything, chosen).mean(axis=0)],
+        "units": model.UNITS,
+        "slides": data.slides,
+        "split": split,
+        "n_folds": len(folds),
+        "seed": seed,
+        "seconds": round(time.perf_counter() - start, 2),
+        "notes": _notes(data, split),
+    }
+    model.save(model.Model(config, final, states, training, colour, metrics), target, overwrite=overwrite)
+    return metrics
+
+
+class Fitting:
+    """One head on one training set: fits on some rows and genes, predicts and scores others.
+
+    Parameters
+    ----------
+    plugin
+        A head's module.
+    data
+        The training set.
+    options
+        Options of the head.
+    seed
+        Of everything random.
+    """
+
+    def __init__(self, plugin: Any, data: TrainSet, options: dict[str, Any], seed: int) -> None:
+        self.plugin, self.data, self.options, self.seed = plugin, data, options, seed
+
+    def targets(self, rows: np.ndarray, genes: np.ndarray) -> np.ndarray:
+        """Depth-normalised log counts, float32 [rows, genes]."""
+        from ..core import normalize
+
+        out = normalize.log1p_cp10k(self.data.counts[rows][:, genes], library=self.data.library[rows])
+        return np.asarray(out.toarray() if hasattr(out, "toarray") else out, dtype=np.float32)
+
+    def head(self, rows: np.ndarray, genes: np.ndarray) -> dict[str, np.ndarray]:
+        """Fit the head."""
+        return self._fit(self.plugin, self.data.X, rows, genes, self.options)
+
+    def colour(self, rows: np.ndarray, genes: np.ndarray) -> dict[str, np.ndarray]:
+        """Fit the colour baseline: the same targets by ridge from colour statistics."""
+        from .. import registry
+
+        return self._fit(registry.load("heads", "ridge"), self.data.colour, rows, genes, {})
+
+    def _fit(self, plugin: Any, X: np.ndarray, rows: np.ndarray, genes: np.ndarray, options: dict[str, Any]) -> Any:
+        data = self.data
+        groups = data.patient if len(np.unique(data.patient[rows])) > 1 else data.slide
+        counts = data.counts[rows][:, genes]
+        # Heads with a count loss scale their rates by the whole library, not by the chosen genes.
+        extra = {"library": data.library[rows]} if getattr(plugin, "USES_LIBRARY", False) else {}
+        return plugin.fit(
+            X[rows],
+            self.targets(rows, genes),
+            counts=counts,
+            groups=groups[rows],
+            seed=self.seed,
+            **data.rows(rows),
+            **extra,
+            **options,
+        )
+
+    def fold(self, fold: Fold, wanted: np.ndarray, kept: np.ndarray) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Score a fold on the genes chosen in its training part; the state returned predicts the final genes.
+
+        A head that fits genes together is fitted twice when both sets differ, so that the choice of the final genes,
+        which has seen the held-out counts, cannot touch the scores.
+        """
+        from ..core import ceiling, scores
+        from ..registry import load
+
+        data, test = self.data, fold.test
+        same = np.array_equal(wanted, kept)
+        if same or not getattr(self.plugin, "SEPARABLE", False):
+            score_state, columns = self.head(fold.train, wanted), slice(None)
+            state = score_state if same else self.head(fold.train, kept)
+        else:
+            both = np.union1d(wanted, kept)
+            joint = self.head(fold.train, both)
+            columns = np.searchsorted(both, wanted)
+            score_state, state = joint, self.head(fold.train, kept)
+        mean, _ = self.plugin.predict(score_state, data.X[test], **data.rows(test))
+        colour_state = self.colour(fold.train, wanted)
+        by_colour, _ = load("heads", "ridge").predict(colour_state, data.colour[test], **data.rows(test))
+        gene_mean = np.repeat(self.targets(fold.train, wanted).mean(axis=0, keepdims=True), len(test), axis=0)
+        result = scores.score(
+            self.targets(test, wanted),
+            mean[:, columns],
+            genes=[data.genes[i] for i in wanted],
+            coordinates=data.coordinates[test],
+            slides=data.slide[test],
+            baselines={"gene_mean": gene_mean, "colour": by_colour},
+            ceiling=ceiling.noise_ceiling(data.counts[test][:, wanted], library=data.library[test], seed=self.seed),
+        )
+        result["held_out"] = sorted({data.slides[s]["slide"] for s in data.slide[test]})
+        return result, state
+
+
+def choose_genes(data: TrainSet, rows: np.ndarray, n_genes: int) -> np.ndarray:
+    """Most variable genes by Pearson residuals within slides, among those seen in a tenth of the rows."""
+    from ..core import genes
+
+    picked = genes.highly_variable(data.counts[rows], n_top=n_genes, batches=data.slide[rows])
+    if not len(picked):
+        raise InputError("no gene is seen in a tenth of the regions", fix="give --genes, or check the counts")
+    return np.sort(np.asarray(picked))
+
+
+def make_folds(
+    data: TrainSet, split: str | None, *, n_folds: int | None, block_um: float, seed: int
+) -> tuple[str, list[Fold]]:
+    """Folds by patient, slide or spatial block; chooses the strictest that the slides allow when none is asked for."""
+    from ..core import splits
+
+    # A slide whose patient is unknown may be a section of any other's patient: such slides never count as patients.
+    known = all(s["patient_known"] for s in data.slides)
+    n_patients, n_slides = len(np.unique(data.patient)) if known else 1, len(data.slides)
+    split = split or ("patient" if n_patients > 1 else "slide" if n_slides > 1 else "block")
+    if split == "block":
+        buffer_um = max(float(f) for f in data.encoder.get("fields_um", [112.0]))
+        return split, splits.by_block(
+            data.coordinates, data.slide, block_um=block_um, buffer_um=buffer_um, n_folds=n_folds or 5, seed=seed
+        )
+    groups = data.patient if split == "patient" else data.slide
+    available = len(np.unique(groups))
+    if available < 2:
+        raise InputError(
+            f"one {split} cannot be split by {split}",
+            fix="give more slides (convert --patient names patients), or --split "
+            + ("slide" if n_slides > 1 else "block"),
+        )
+    return split, splits.by_group(groups, n_folds=min(n_folds or 10, available), seed=seed)
+
+
+def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """One result from those of all folds: means over folds, intervals from the folds' own, which are independent."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        for row in result["genes"]:
+            rows.setdefault(row["gene"], []).append(row)
+    genes = [
+        {"gene": g, **{k: _mean([r.get(k) for r in seen]) for k in seen[0] if k != "gene"}, "folds": len(seen)}
+        for g, seen in rows.items()
+    ]
+    genes.sort(key=lambda r: -(r["pearson"] if r["pearson"] is not None else -2))
+    summary = _mean_dict([r["summary"] for r in results])
+    halves = [
+        (r["summary"]["interval"][1] - r["summary"]["interval"][0]) / 2 for r in results if r["summary"].get("interval")
+    ]
+    if halves and summary.get("pearson") is not None:
+        half = float(np.sqrt(np.sum(np.square(halves))) / len(halves))
+        summary["interval"] = [summary["pearson"] - half, summary["pearson"] + half]
+    names = results[0]["baseline"]
+    return {
+        "n": int(sum(r["n"] for r in results)),
+        "genes": genes,
+        "summary": summary,
+        "baseline": {b: _mean_dict([r["baseline"][b] for r in results]) for b in names},
+        "ceiling": _mean_dict([r["ceiling"] for r in results]),
+        "folds": [{"held_out": r["held_out"], "n": r["n"], **r["summary"]} for r in results],
+    }
+
+
+def _mean(values: Sequence[Any]) -> float | None:
+    finite = [v for v in values if isinstance(v, (int, float)) and np.isfinite(v)]
+    return float(np.mean(finite)) if finite else None
+
+
+def _mean_dict(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    numbers = [k for k, v in rows[0].items() if isinstance(v, (int, float)) or v is None]
+    return {k: _mean([r.get(k) for r in rows]) for k in numbers}
+
+
+def _gene_list(genes: Sequence[str] | str | Path | None) -> list[str] | None:
+    if genes is None or not isinstance(genes, (str, Path)):
+        return list(genes) if genes is not None else None
+    path = Path(genes)
+    if not path.is_file():
+        raise InputError("no such gene list", where=path, fix="give a text file with one gene name a line")
+    names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    if len(set(names)) < len(names):
+        raise InputError("gene names occur twice", where=path, fix="list each gene once")
+    return names
+
+
+def _training_table(data: TrainSet, folds: list[Fold]) -> Any:
+    import pandas as pd
+
+    of_fold = np.full(len(data.ids), -1)
+    for i, fold in enumerate(folds):
+        of_fold[fold.test] = i
+    x, y = data.coordinates.T
+    return pd.DataFrame({"id": data.ids, "slide": data.slide, "fold": of_fold, "x_um": x, "y_um": y})
+
+
+def _notes(data: TrainSet, split: str) -> list[str]:
+    notes = []
+    if data.dropped:
+        notes.append(f"{data.dropped} regions without any count were left out")
+    if split != "patient":
+        notes.append("scores are within patients: they say nothing about new patients")
+    if not all(s["patient_known"] for s in data.slides):
+        notes.append("some slides name no patient (convert --patient): patients cannot be told apart")
+    return notes
+
+
+def _version() -> str:
+    from .. import __version__
+
+    return __version__
