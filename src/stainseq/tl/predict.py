@@ -59,7 +59,7 @@ def predict(
     Returns
     -------
     SpatialData
-        The same object; adds ``tables[key_added]``: X float32 [n, genes] predicted mean in ``uns["stainseq"]["units"]``,
+        The same object; adds ``tables[key_added]``: X float32 [n, genes] predicted mean (units in uns),
         layers["spread"] predictive standard deviation, layers["baseline_colour"] the colour baseline's prediction,
         var["train_mean"], obs["fold"] (-1: the full model; k: the model that did not see fold k),
         obsm["spatial"] centres in um.
@@ -69,9 +69,9 @@ def predict(
     InputError
         The features are of another encoder or scale than the model's.
     """
-    from .. import featurise, registry, regions, store
-    from ..model import load
+    from .. import featurise, regions, registry, store
     from ..model import Model as Loaded
+    from ..model import load
     from ..trainset import COLOUR
 
     if mode != "infer":
