@@ -1,0 +1,80 @@
+"""From a description to a running encoder."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .._settings import settings
+from ..errors import InputError
+from .access import load_in_full, locate, read_state, source_of
+from .composite import CompositeEncoder
+from .description import EncoderSpec, members_of, spec
+from .network import Encoder, NetworkEncoder
+from .runtimes import SessionBackend, TorchBackend, cached_graph, pick_device, pick_runtime
+
+if TYPE_CHECKING:
+    from torch import nn
+
+EXPORTABLE = ("lite", "shell", "resnet")
+"""Families whose networks are convolutional, where ONNX Runtime is 3 to 5 times eager torch; a ViT gains
+little."""
+
+
+def assemble(name: str, *, weights: Path | None, device: str, precision: str, runtime: str,
+             n_threads: int | None, seed: int | None) -> Encoder:  # fmt: skip
+    """The work behind `stainseq.encoders.load`."""
+    if precision not in ("auto", "fp32", "bf16", "fp16"):
+        raise InputError(f"unknown precision {precision!r}", fix="auto, fp32, bf16 or fp16")
+    where = pick_device(settings.device if device == "auto" else device)
+    names = members_of(name)
+    if weights is not None and len(names) > 1:
+        raise InputError("one weights file does not serve several encoders", where=f"encoder {name}",
+                         fix="load them one by one, or leave --weights out")  # fmt: skip
+    loaded = [
+        single(spec(n), weights=weights, device=where, precision=precision, runtime=runtime,
+               n_threads=n_threads or settings.n_jobs, seed=seed)
+        for n in names
+    ]  # fmt: skip
+    return loaded[0] if len(loaded) == 1 else CompositeEncoder(loaded)
+
+
+def single(s: EncoderSpec, *, weights: Path | None, device: str, precision: str, runtime: str, n_threads: int,
+           seed: int | None) -> Encoder:  # fmt: skip
+    """One encoder, by its description."""
+    if precision == "auto":
+        precision = s.dtype if device.startswith("cuda") else "fp32"
+    if runtime == "auto" and (s.family not in EXPORTABLE or precision != "fp32"):
+        runtime = "torch"
+    runtime = pick_runtime(runtime, device)
+    path = None if seed is not None else locate(s, weights)
+    source = f"random-{seed}" if path is None else source_of(path)
+
+    @cache
+    def net() -> nn.Module:
+        return network(s, path, seed)
+
+    if runtime == "torch":
+        backend: TorchBackend | SessionBackend = TorchBackend(net(), s, device=device, precision=precision)
+    else:
+        backend = SessionBackend(
+            lambda mode: cached_graph(s, mode, source=source, cache_dir=settings.cache_dir, make=net),
+            runtime=runtime,
+            n_threads=n_threads,
+        )
+    return NetworkEncoder(s, backend, source=source)
+
+
+def network(s: EncoderSpec, path: Path | None, seed: int | None) -> nn.Module:
+    """Torch network of a description with its weights, in eval mode."""
+    import torch
+
+    from . import lite
+
+    if seed is not None:
+        torch.manual_seed(seed)
+    net = lite.build(dict(s.arch), pooling=s.pooling, input_px=s.input_px)
+    if path is not None:
+        load_in_full(net, lite.rename(read_state(path), net), where=path)
+    return net.eval()
