@@ -104,20 +104,11 @@ def encode_points(
     tile = 2048
     order = windows.tile_order(centres_px, tile)
     key = _key(image, encoder, "points", batch_size, np.ascontiguousarray(centres_px))
-    factors = [f / encoder.input_px / image.mpp for f in encoder.fields_um]
-
-    def read(rows: np.ndarray) -> np.ndarray:
-        batch = np.empty((len(rows), len(factors), encoder.input_px, encoder.input_px, 3), dtype=np.uint8)
-        for i, row in enumerate(rows):
-            for k, factor in enumerate(factors):
-                batch[i, k] = read_window_px(image, centres_px[row], size_px=encoder.input_px, factor=factor)
-        return batch
-
     batches = [order[a : a + batch_size] for a in range(0, len(order), batch_size)]
     with _journalled(key, (len(order), encoder.dim), len(batches)) as job:
         done = job.finished
         start = time.perf_counter()
-        _stream(batches, done, read, encoder, job.write, progress)
+        _stream(batches, done, lambda rows: _windows(image, centres_px[rows], encoder), encoder, job.write, progress)
     run = Run(job.path, sum(len(b) for i, b in enumerate(batches) if i not in done), time.perf_counter() - start, key)
     return np.load(job.path, mmap_mode="r"), run
 
@@ -145,7 +136,7 @@ def encode_map(
     box_um
         (min_x, min_y, max_x, max_y) in microns.
     encoder
-        An encoder with tokens; its first field is used.
+        An encoder with tokens; they tile its first field.
     halo_tokens
         Tokens to drop on each side; default a quarter of the window's.
     keep
@@ -179,11 +170,7 @@ def encode_map(
     lattice, cores = lattice[wanted], cores[wanted]
     centres_px = _checked(image, cores + core * pitch / 2, encoder)
     key = _key(image, encoder, "map", batch_size, np.asarray(box_um, dtype=float), halo, dtype, lattice)
-    factor = field / encoder.input_px / image.mpp
     to_um = np.array([[pitch, 0, corner[0]], [0, pitch, corner[1]], [0, 0, 1.0]])
-
-    def read(items: np.ndarray) -> np.ndarray:
-        return np.stack([read_window_px(image, centres_px[i], size_px=encoder.input_px, factor=factor) for i in items])
 
     batches = [np.arange(a, min(a + batch_size, len(lattice))) for a in range(0, len(lattice), batch_size)]
 
@@ -194,14 +181,25 @@ def encode_map(
             h, w = min(core, rows - y), min(core, cols - x)
             store[y : y + h, x : x + w] = block[:h, :w]
 
-    # The encoder's own width is only known from a first answer: tokens of a pooled encoder are narrower than its dim.
-    probe = encoder.tokens(np.zeros((1, encoder.input_px, encoder.input_px, 3), dtype=np.uint8))
-    with _journalled(key, (rows, cols, probe.shape[-1]), len(batches), dtype=dtype, fill=np.nan) as job:
+    def put(items: np.ndarray, tokens: np.ndarray) -> None:
+        job.write(items, tokens, put=write)
+
+    with _journalled(key, (rows, cols, encoder.token_dim), len(batches), dtype=dtype, fill=np.nan) as job:
         done = job.finished
         start = time.perf_counter()
-        _stream(batches, done, read, encoder.tokens, lambda rows_, out: job.write(rows_, out, put=write), progress)
+        _stream(batches, done, lambda items: _windows(image, centres_px[items], encoder), encoder.tokens, put, progress)
     run = Run(job.path, sum(len(b) for i, b in enumerate(batches) if i not in done), time.perf_counter() - start, key)
     return np.load(job.path, mmap_mode="r"), to_um, run
+
+
+def _windows(image: LevelStack, centres_px: np.ndarray, encoder: Encoder) -> np.ndarray:
+    """uint8 [n, fields, px, px, 3]: what the encoder looks at around each centre."""
+    px, n_fields = encoder.input_px, len(encoder.fields_um)
+    batch = np.empty((len(centres_px), n_fields, px, px, 3), dtype=np.uint8)
+    for i, centre in enumerate(centres_px):
+        for k, field in enumerate(encoder.fields_um):
+            batch[i, k] = read_window_px(image, centre, size_px=px, factor=field / px / image.mpp)
+    return batch
 
 
 def _checked(image: LevelStack, centres_um: np.ndarray, encoder: Encoder) -> np.ndarray:
@@ -220,7 +218,7 @@ def _checked(image: LevelStack, centres_um: np.ndarray, encoder: Encoder) -> np.
 
 def _key(image: LevelStack, encoder: Encoder, *parts: Any) -> str:
     scale = [round(float(v), 9) for v in image.to_um.ravel()]
-    return fingerprint(ENGINE_VERSION, image.fingerprint, scale, encoder.fingerprint, *parts)
+    return fingerprint(ENGINE_VERSION, image.fingerprint, scale, encoder.fingerprint(), *parts)
 
 
 def _stream(

@@ -17,11 +17,14 @@ class MeanColour:
     """Mean colour of each field; counts its calls and can be told to fail."""
 
     name, fields_um, input_px, token_grid = "mean-colour", (32.0, 64.0), 32, (8, 8)
-    fingerprint, device = "mean-colour-v1", "cpu"
+    device = "cpu"
 
     def __init__(self, fail_after: int | None = None) -> None:
         self.calls, self.fail_after = 0, fail_after
-        self.dim = 3 * len(self.fields_um)
+        self.dim = self.token_dim = 3 * len(self.fields_um)
+
+    def fingerprint(self) -> str:
+        return "mean-colour-v1"
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
         self.calls += 1
@@ -31,7 +34,8 @@ class MeanColour:
 
     def tokens(self, batch: np.ndarray) -> np.ndarray:
         n, s = len(batch), self.input_px // 8
-        return batch.reshape(n, 8, s, 8, s, 3).mean(axis=(2, 4)).astype(np.float32)
+        one = batch[:, 0].reshape(n, 8, s, 8, s, 3).mean(axis=(2, 4)).astype(np.float32)
+        return np.concatenate([one, -one], axis=-1)
 
 
 def pyramid(height: int = 600, width: int = 800, mpp: float = 0.7, seed: int = 0) -> LevelStack:
@@ -120,11 +124,11 @@ def test_dense_map_has_no_seams_and_equals_pixels(halo: int) -> None:
     image, encoder = pyramid(mpp=1.0), MeanColour()
     box = (20.0, 30.0, 420.0, 330.0)
     tokens, to_um, _ = engine.encode_map(image, box, encoder, halo_tokens=halo, batch_size=5)
-    assert tokens.shape == (75, 100, 3)
+    assert tokens.shape == (75, 100, 6)
     np.testing.assert_allclose(to_um, [[4, 0, 20], [0, 4, 30], [0, 0, 1]])
     pixels = read_box(image, box, mpp=1.0).astype(float)
     expected = pixels.reshape(75, 4, 100, 4, 3).mean(axis=(1, 3))
-    np.testing.assert_allclose(tokens.astype(float), expected, atol=0.2)
+    np.testing.assert_allclose(tokens[..., :3].astype(float), expected, atol=0.2)
 
 
 def test_dense_map_skips_unwanted_windows() -> None:
