@@ -20,7 +20,8 @@ SECTIONS = ("C2", "C3", "C4")
 HELD_OUT = "C4"
 CITATION = (
     "Tissue: Andersson A, Larsson L, Stenbeck L, et al. Spatial deconvolution of HER2-positive breast cancer "
-    "delineates tumor-associated cell type interactions. Nature Communications 12, 6012 (2021). Data: Zenodo 4751624, CC BY 4.0."
+    "delineates tumor-associated cell type interactions. Nature Communications 12, 6012 (2021). "
+    "Data: Zenodo 4751624, CC BY 4.0."
 )
 
 
