@@ -20,7 +20,7 @@ def evaluate(
     truth: str = keys.counts(keys.SPOTS),
     prediction: str,
     genes: Sequence[str] | None = None,
-    block_um: float = 1000.0,
+    block_um: float | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Score a prediction table gene by gene.
@@ -36,7 +36,7 @@ def evaluate(
     genes
         Genes to score; default all that both tables have.
     block_um
-        Side of the spatial blocks that the bootstrap draws for intervals.
+        Side of the spatial blocks that the bootstrap draws for intervals; default about 12 blocks a slide.
     seed
         Of bootstrap and count splitting.
 
@@ -106,7 +106,7 @@ def evaluate(
         genes=list(shared),
         coordinates=np.asarray(subset.obsm[keys.SPATIAL], dtype=float),
         baselines=baselines,
-        ceiling=ceiling.noise_ceiling(raw, library=library, seed=seed),
+        ceiling=ceiling.noise_ceiling(raw, library=library, seed=seed)["pearson"],
         block_um=block_um,
         seed=seed,
     )

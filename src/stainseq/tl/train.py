@@ -87,6 +87,7 @@ def train(
         There is something at `out` already.
     """
     from .. import featurise, model, registry, trainset
+    from .._progress import progress
 
     start = time.perf_counter()
     target = Path(out)
@@ -109,20 +110,17 @@ def train(
     fit = Fitting(plugin, data, options or {}, seed)
     everything = np.arange(len(data.ids))
     chosen = np.arange(len(data.genes)) if genes is not None else choose_genes(data, everything, n_genes)
-    results, states, colour = [], [], []
-    with featurise.progress(f"train {name}", len(folds) + 1) as advance:
-        for fold in folds:
+    states, colour, held_out = [], [], HeldOut(data)
+    with progress(f"train {name}", len(folds) + 1) as advance:
+        for i, fold in enumerate(folds):
             wanted = chosen if genes is not None else choose_genes(data, fold.train, n_genes)
-            scored, state = fit.fold(fold, wanted, chosen)
-            results.append(scored)
-            states.append(state)
+            states.append(fit.fold(i, fold, wanted, chosen, held_out))
             colour.append(fit.colour(fold.train, chosen))
             advance(1)
         final = fit.head(everything, chosen)
         colour.insert(0, fit.colour(everything, chosen))
         advance(1)
-    metrics = summarise(results)
-    metrics["split"], metrics["n_folds"] = split, len(folds)
+    metrics = {**held_out.score(seed=seed), "split": split, "n_folds": len(folds)}
     training = _training_table(data, folds)
     names = [data.genes[i] for i in chosen]
     config = {
@@ -200,40 +198,89 @@ class Fitting:
             **options,
         )
 
-    def fold(self, fold: Fold, wanted: np.ndarray, kept: np.ndarray) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Score a fold on the genes chosen in its training part; the state returned predicts the final genes.
+    def fold(
+        self, number: int, fold: Fold, wanted: np.ndarray, kept: np.ndarray, held_out: HeldOut
+    ) -> dict[str, np.ndarray]:
+        """Predict a fold's test rows for the genes chosen in its training part; return the state for the final genes.
 
         A head that fits genes together is fitted twice when both sets differ, so that the choice of the final genes,
         which has seen the held-out counts, cannot touch the scores.
         """
-        from ..core import ceiling, scores
         from ..registry import load
 
         data, test = self.data, fold.test
-        same = np.array_equal(wanted, kept)
-        if same or not getattr(self.plugin, "SEPARABLE", False):
-            score_state, columns = self.head(fold.train, wanted), slice(None)
-            state = score_state if same else self.head(fold.train, kept)
-        else:
+        if np.array_equal(wanted, kept):
+            columns, state = np.arange(len(wanted)), self.head(fold.train, wanted)
+            scored = state
+        elif getattr(self.plugin, "SEPARABLE", False):
             both = np.union1d(wanted, kept)
-            joint = self.head(fold.train, both)
-            columns = np.searchsorted(both, wanted)
-            score_state, state = joint, self.head(fold.train, kept)
-        mean, _ = self.plugin.predict(score_state, data.X[test], **data.rows(test))
-        colour_state = self.colour(fold.train, wanted)
-        by_colour, _ = load("heads", "ridge").predict(colour_state, data.colour[test], **data.rows(test))
-        gene_mean = np.repeat(self.targets(fold.train, wanted).mean(axis=0, keepdims=True), len(test), axis=0)
-        result = scores.score(
-            self.targets(test, wanted),
-            mean[:, columns],
-            genes=[data.genes[i] for i in wanted],
-            coordinates=data.coordinates[test],
-            slides=data.slide[test],
-            baselines={"gene_mean": gene_mean, "colour": by_colour},
-            ceiling=ceiling.noise_ceiling(data.counts[test][:, wanted], library=data.library[test], seed=self.seed),
+            columns, scored = np.searchsorted(both, wanted), self.head(fold.train, both)
+            state = self.head(fold.train, kept)
+        else:
+            columns, scored = np.arange(len(wanted)), self.head(fold.train, wanted)
+            state = self.head(fold.train, kept)
+        mean, _ = self.plugin.predict(scored, data.X[test], **data.rows(test))
+        by_colour, _ = load("heads", "ridge").predict(
+            self.colour(fold.train, wanted), data.colour[test], **data.rows(test)
         )
-        result["held_out"] = sorted({data.slides[s]["slide"] for s in data.slide[test]})
-        return result, state
+        gene_mean = self.targets(fold.train, wanted).mean(axis=0)
+        held_out.add(number, test, wanted, self.targets(test, wanted), mean[:, columns], gene_mean, by_colour)
+        return state
+
+
+class HeldOut:
+    """Held-out predictions of all folds, side by side with the truth.
+
+    A gene that was not chosen in a fold's training part is missing (NaN) in that fold.
+    """
+
+    def __init__(self, data: TrainSet) -> None:
+        self.data = data
+        self.folds = np.full(len(data.ids), -1)
+        self.parts: list[tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]] = []
+
+    def add(
+        self,
+        number: int,
+        rows: np.ndarray,
+        genes: np.ndarray,
+        truth: np.ndarray,
+        mean: np.ndarray,
+        *baselines: np.ndarray,
+    ) -> None:
+        """Keep one fold's predictions; `baselines` are gene mean [genes] and colour [rows, genes]."""
+        gene_mean, colour = baselines
+        self.folds[rows] = number
+        values = {"truth": truth, "mean": mean, "gene_mean": np.broadcast_to(gene_mean, truth.shape), "colour": colour}
+        self.parts.append((rows, genes, values))
+
+    def score(self, *, seed: int) -> dict[str, Any]:
+        """Scores over all folds; see `core.scores.score`."""
+        from ..core import ceiling, scores
+
+        data = self.data
+        scored = np.flatnonzero(self.folds >= 0)
+        genes = np.unique(np.concatenate([g for _, g, _ in self.parts]))
+        full = {k: np.full((len(data.ids), len(genes)), np.nan, dtype=np.float32) for k in self.parts[0][2]}
+        limits = np.full((len(self.parts), len(genes)), np.nan)
+        for i, (rows, own, values) in enumerate(self.parts):
+            at = np.searchsorted(genes, own)
+            for k, v in values.items():
+                full[k][np.ix_(rows, at)] = v
+            limits[i, at] = ceiling.noise_ceiling(data.counts[rows][:, own], library=data.library[rows], seed=seed)[
+                "pearson"
+            ]
+        return scores.score(
+            full["truth"][scored],
+            full["mean"][scored],
+            genes=[data.genes[g] for g in genes],
+            coordinates=data.coordinates[scored],
+            slides=data.slide[scored],
+            folds=self.folds[scored],
+            baselines={k: full[k][scored] for k in ("gene_mean", "colour")},
+            ceiling=ceiling.mean_known(limits, axis=0),
+            seed=seed,
+        )
 
 
 def choose_genes(data: TrainSet, rows: np.ndarray, n_genes: int) -> np.ndarray:
@@ -270,45 +317,6 @@ def make_folds(
             + ("slide" if n_slides > 1 else "block"),
         )
     return split, splits.by_group(groups, n_folds=min(n_folds or 10, available), seed=seed)
-
-
-def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """One result from those of all folds: means over folds, intervals from the folds' own, which are independent."""
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for result in results:
-        for row in result["genes"]:
-            rows.setdefault(row["gene"], []).append(row)
-    genes = [
-        {"gene": g, **{k: _mean([r.get(k) for r in seen]) for k in seen[0] if k != "gene"}, "folds": len(seen)}
-        for g, seen in rows.items()
-    ]
-    genes.sort(key=lambda r: -(r["pearson"] if r["pearson"] is not None else -2))
-    summary = _mean_dict([r["summary"] for r in results])
-    halves = [
-        (r["summary"]["interval"][1] - r["summary"]["interval"][0]) / 2 for r in results if r["summary"].get("interval")
-    ]
-    if halves and summary.get("pearson") is not None:
-        half = float(np.sqrt(np.sum(np.square(halves))) / len(halves))
-        summary["interval"] = [summary["pearson"] - half, summary["pearson"] + half]
-    names = results[0]["baseline"]
-    return {
-        "n": int(sum(r["n"] for r in results)),
-        "genes": genes,
-        "summary": summary,
-        "baseline": {b: _mean_dict([r["baseline"][b] for r in results]) for b in names},
-        "ceiling": _mean_dict([r["ceiling"] for r in results]),
-        "folds": [{"held_out": r["held_out"], "n": r["n"], **r["summary"]} for r in results],
-    }
-
-
-def _mean(values: Sequence[Any]) -> float | None:
-    finite = [v for v in values if isinstance(v, (int, float)) and np.isfinite(v)]
-    return float(np.mean(finite)) if finite else None
-
-
-def _mean_dict(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    numbers = [k for k, v in rows[0].items() if isinstance(v, (int, float)) or v is None]
-    return {k: _mean([r.get(k) for r in rows]) for k in numbers}
 
 
 def _gene_list(genes: Sequence[str] | str | Path | None) -> list[str] | None:
