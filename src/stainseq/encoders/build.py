@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,10 @@ from .runtimes import SessionBackend, TorchBackend, cached_graph, pick_device, p
 
 if TYPE_CHECKING:
     from torch import nn
+
+FAMILIES = {"lite": "lite", "shell": "shell", "resnet": "resnet", "vit": "vit", "clip": "clip",
+            "morphology": "morphology"}  # fmt: skip
+"""Module that builds the network of a family; it has `build(spec)` and `rename(state, net)`."""
 
 EXPORTABLE = ("lite", "shell", "resnet")
 """Families whose networks are convolutional, where ONNX Runtime is 3 to 5 times eager torch; a ViT gains
@@ -48,6 +53,12 @@ def single(s: EncoderSpec, *, weights: Path | None, device: str, precision: str,
     if runtime == "auto" and (s.family not in EXPORTABLE or precision != "fp32"):
         runtime = "torch"
     runtime = pick_runtime(runtime, device)
+    if s.family == "colour":
+        from .colour import ColourBackend
+
+        return NetworkEncoder(s, ColourBackend(s), source="")
+    if s.loader == "builtin" and seed is None:
+        seed = int(s.arch.get("seed", 0))
     path = None if seed is not None else locate(s, weights)
     source = f"random-{seed}" if path is None else source_of(path)
 
@@ -70,11 +81,14 @@ def network(s: EncoderSpec, path: Path | None, seed: int | None) -> nn.Module:
     """Torch network of a description with its weights, in eval mode."""
     import torch
 
-    from . import lite
-
-    if seed is not None:
-        torch.manual_seed(seed)
-    net = lite.build(dict(s.arch), pooling=s.pooling, input_px=s.input_px)
+    family = import_module(f"{__package__}.{FAMILIES[s.family]}")
+    if seed is None:
+        net = family.build(s)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            net = family.build(s)
     if path is not None:
-        load_in_full(net, lite.rename(read_state(path), net), where=path)
-    return net.eval()
+        load_in_full(net, family.rename(read_state(path), net), where=path)
+    out: nn.Module = net.eval()
+    return out

@@ -73,6 +73,37 @@ def mean_std(x: Tensor) -> list[Tensor]:
     return [mean, (square - mean * mean).clamp_min(0).sqrt()]
 
 
+class Percentiles(nn.Module):
+    """A low percentile and its mirror of each channel, by the usual linear rule.
+
+    Sorting only the ends is cheap, and weights on them keep this exportable.
+
+    Parameters
+    ----------
+    count
+        Values a channel.
+    low
+        Share below the low percentile; the high one is 1 - low.
+    """
+
+    ends: Tensor
+
+    def __init__(self, count: int, low: float) -> None:
+        super().__init__()
+        place = low * (count - 1)
+        self.count = int(place) + 2
+        ends = torch.zeros(self.count, 1)
+        ends[-2, 0], ends[-1, 0] = 1 - (place - int(place)), place - int(place)
+        self.register_buffer("ends", ends, persistent=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Float [n, c, h, w] -> low and high, each [n, c, 1, 1]."""
+        flat = x.flatten(2)
+        low = torch.topk(flat, self.count, dim=2, largest=False).values
+        high = torch.topk(flat, self.count, dim=2, largest=True).values
+        return torch.matmul(low, self.ends).unsqueeze(3), torch.matmul(high, self.ends).unsqueeze(3)
+
+
 class Whole(nn.Module):
     """A network with its input side: uint8 NHWC in, numbers out.
 

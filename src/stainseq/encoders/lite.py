@@ -8,12 +8,12 @@ published weights.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import FormatError
+from .description import EncoderSpec
 from .grids import weights
 from .layers import ConvUnit, mean_std
 
@@ -145,6 +145,6 @@ def rename(state: dict[str, Tensor], net: Lite) -> dict[str, Tensor]:
     return out
 
 
-def build(arch: dict[str, Any], *, pooling: str, input_px: int) -> Lite:
+def build(spec: EncoderSpec) -> Lite:
     """Network of an encoder description."""
-    return Lite(variant=int(arch.get("variant", 0)), pooling=pooling, input_px=input_px)
+    return Lite(variant=int(spec.arch["variant"]), pooling=spec.pooling, input_px=spec.input_px)

@@ -161,13 +161,48 @@ def _cat(w: _Writer, n: fx.Node) -> None:
     w.emit("Concat", [w.ref(a) for a in n.args[0]], last=True, axis=axis)  # type: ignore[union-attr]
 
 
+def _log10(w: _Writer, n: fx.Node) -> None:
+    w.emit("Mul", [w.emit("Log", [w.ref(n.args[0])]), w.constant(1 / np.log(10))], last=True)
+
+
+def _clamp(w: _Writer, n: fx.Node) -> None:
+    low, high = (w.constant(float(v)) for v in n.args[1:3])  # type: ignore[arg-type]
+    w.emit("Clip", [w.ref(n.args[0]), low, high], last=True)
+
+
+def _conv2d(w: _Writer, n: fx.Node) -> None:
+    w.emit("Conv", [w.ref(a) for a in n.args[:2]], last=True)
+
+
+def _flatten(w: _Writer, n: fx.Node) -> None:
+    kept = [0] * int(n.args[1])  # type: ignore[arg-type]
+    w.emit("Reshape", [w.ref(n.args[0]), w.constant([*kept, -1], np.int64)], last=True)
+
+
+def _unsqueeze(w: _Writer, n: fx.Node) -> None:
+    w.emit("Unsqueeze", [w.ref(n.args[0]), w.constant([n.args[1]], np.int64)], last=True)
+
+
+def _topk(w: _Writer, n: fx.Node) -> None:
+    inputs = [w.ref(n.args[0]), w.constant([n.args[1]], np.int64)]
+    largest = int(bool(n.kwargs["largest"]))
+    w.nodes.append(
+        w.helper.make_node("TopK", inputs, [n.name, f"{n.name}_places"], axis=n.kwargs["dim"], largest=largest)
+    )
+
+
+def _values(w: _Writer, n: fx.Node) -> None:
+    w.emit("Identity", [w.ref(n.args[0])], last=True)
+
+
 def _mish(w: _Writer, n: fx.Node) -> None:
     x = w.ref(n.args[0])
     w.emit("Mul", [x, w.emit("Tanh", [w.emit("Softplus", [x])])], last=True)
 
 
 def _max_pool(w: _Writer, n: fx.Node) -> None:
-    kernel, stride, padding = (int(v) for v in n.args[1:4])  # type: ignore[arg-type]
+    given = {**dict(zip(("kernel_size", "stride", "padding"), n.args[1:], strict=False)), **n.kwargs}
+    kernel, stride, padding = (int(given[k]) for k in ("kernel_size", "stride", "padding"))  # type: ignore[arg-type]
     w.emit("MaxPool", [w.ref(n.args[0])], last=True, kernel_shape=[kernel] * 2, strides=[stride] * 2,
            pads=[padding] * 4)  # fmt: skip
 
@@ -183,6 +218,13 @@ _RULES: dict[Any, Callable[[_Writer, fx.Node], None]] = {
     F.relu: _unary("Relu"),
     F.mish: _mish,
     F.max_pool2d: _max_pool,
+    torch.log10: _log10,
+    torch.topk: _topk,
+    getattr: _values,
+    F.conv2d: _conv2d,
+    "clamp": _clamp,
+    "flatten": _flatten,
+    "unsqueeze": _unsqueeze,
     "permute": _permute,
     "t": _transpose,
     "float": _float,
