@@ -1,0 +1,248 @@
+"""Ridge regression over many penalties, genes and folds from one decomposition per fold.
+
+With A = Zc' Zc of the centred, standardised training features and B = Zc' Yc, the eigendecomposition A = V diag(l) V'
+gives the coefficients of every penalty a and every gene at once: W(a) = V (V' B) / (l + a). More features than rows:
+the same from the kernel Zc Zc'.
+
+`Primal` (rows > features) reads the data **once**: every fold's sums of squares and products are kept, training sums
+are all minus the fold's, and the validation error and correlation of each gene follow from sums too,
+
+    SSE = yy - 2 w'xy + w'xx w,
+
+so that no prediction is ever formed, whatever the number of penalties. Products of blocks run in float32 and are added
+in float64: the largest eigenvalue is about 1e8 at 100,000 rows, where float32 sums would drown small penalties.
+`Dual` works on the rows of each fold.
+
+Standardisation, centring and scaling are those of the fold's own training rows, up to one detail: in `Primal` the
+bounds at which features are clipped come from all rows given.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import NamedTuple
+
+import numpy as np
+from scipy.linalg import eigh
+
+from ._features import BLOCK_ROWS, Scaler, blocks, fit_scaler
+
+_SINGLE_FROM = 1024  # features from which the quadratic forms of Primal run in float32
+
+
+class Path(NamedTuple):
+    """Validation scores of every fold, penalty and gene.
+
+    Parameters
+    ----------
+    sse
+        float64 [folds, penalties, genes] weighted sums of squared errors.
+    pearson
+        float64 [folds, penalties, genes]; NaN where the truth is constant in the fold, 0 where the prediction is.
+    total
+        float64 [folds] sums of weights.
+    """
+
+    sse: np.ndarray
+    pearson: np.ndarray
+    total: np.ndarray
+
+
+class Fitted(NamedTuple):
+    """A linear map from standardised features: Y = scaler(X) @ coef + intercept."""
+
+    scaler: Scaler
+    coef: np.ndarray
+    intercept: np.ndarray
+
+
+class Sums(NamedTuple):
+    """Weighted sums over rows of features x, targets y and their products; targets are shifted by a constant."""
+
+    n: float
+    x: np.ndarray
+    y: np.ndarray
+    xx: np.ndarray
+    xy: np.ndarray
+    yy: np.ndarray
+
+    def minus(self, other: Sums) -> Sums:
+        """Sums over the rows that are not in `other`."""
+        return Sums(
+            self.n - other.n,
+            self.x - other.x,
+            self.y - other.y,
+            self.xx - other.xx,
+            self.xy - other.xy,
+            self.yy - other.yy,
+        )
+
+    def plus(self, other: Sums) -> Sums:
+        """Sums over the rows of both."""
+        return Sums(
+            self.n + other.n,
+            self.x + other.x,
+            self.y + other.y,
+            self.xx + other.xx,
+            self.xy + other.xy,
+            self.yy + other.yy,
+        )
+
+
+def make(X: np.ndarray, Y: np.ndarray, weights: np.ndarray, folds: np.ndarray | None) -> Primal | Dual:
+    """The cheaper of the two forms for this shape."""
+    return (Primal if len(X) > X.shape[1] else Dual)(X, Y, weights, folds)
+
+
+class Primal:
+    """More rows than features: everything from sums over rows."""
+
+    def __init__(self, X: np.ndarray, Y: np.ndarray, weights: np.ndarray, folds: np.ndarray | None) -> None:
+        self.scaler = fit_scaler(X, weights)
+        self.shift = (weights @ Y.astype(np.float64) / weights.sum()).astype(np.float32)
+        labels = np.zeros(len(X), dtype=np.int64) if folds is None else folds
+        self.parts = [self._sums(X, Y, weights, np.flatnonzero(labels == f)) for f in range(int(labels.max()) + 1)]
+        self.all = reduce(Sums.plus, self.parts)
+
+    def _sums(self, X: np.ndarray, Y: np.ndarray, weights: np.ndarray, rows: np.ndarray) -> Sums:
+        d, g = X.shape[1], Y.shape[1]
+        n, x, y, yy = 0.0, np.zeros(d), np.zeros(g), np.zeros(g)
+        xx, xy = np.zeros((d, d)), np.zeros((d, g))
+        for part in blocks(len(rows), BLOCK_ROWS):
+            take = rows[part]
+            w = weights[take]
+            root = np.sqrt(w).astype(np.float32)[:, None]
+            z = self.scaler(X[take]) * root
+            t = (Y[take] - self.shift) * root
+            n += w.sum()
+            x += root[:, 0] @ z
+            y += root[:, 0] @ t
+            xx += z.T @ z
+            xy += z.T @ t
+            yy += (t * t).sum(axis=0, dtype=np.float64)
+        return Sums(n, x, y, xx, xy, yy)
+
+    def path(self, alphas: np.ndarray) -> Path:
+        """Scores of every penalty on every fold, trained on the others."""
+        scores = []
+        for part in self.parts:
+            basis = _Basis(self.all.minus(part))
+            scores.append(_validate_sums(basis, part, alphas))
+        return Path(*(np.stack(s) for s in zip(*scores, strict=True)))
+
+    def solve(self, alpha: np.ndarray) -> Fitted:
+        """Coefficients on all rows with one penalty per gene."""
+        basis = _Basis(self.all)
+        coef = basis.gain[:, None] * (basis.vectors @ _shrink(basis.products, basis.values, alpha))
+        intercept = self.shift + basis.y - basis.x @ coef
+        return Fitted(self.scaler, coef.astype(np.float32), intercept.astype(np.float32))
+
+
+class _Basis:
+    """Eigenvectors of the training features' correlation sums, and the targets seen from them."""
+
+    def __init__(self, s: Sums) -> None:
+        self.x, self.y = s.x / s.n, s.y / s.n
+        a = s.xx - np.outer(s.x, self.x)
+        variance = np.maximum(np.diag(a), 0) / s.n
+        self.gain = np.divide(1, np.sqrt(variance), out=np.zeros_like(variance), where=variance > 1e-9)
+        a *= self.gain[:, None]
+        a *= self.gain
+        values, self.vectors = eigh(a, overwrite_a=True, check_finite=False, driver="evd")
+        self.values = np.maximum(values, 0)
+        self.products = self.vectors.T @ (self.gain[:, None] * (s.xy - np.outer(s.x, self.y)))
+
+
+def _validate_sums(basis: _Basis, s: Sums, alphas: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Errors and correlations of the fold with sums `s`, from sums alone."""
+    dtype = np.float32 if len(basis.gain) >= _SINGLE_FROM else np.float64
+    gain, mx, my = basis.gain, basis.x, basis.y
+    xx = s.xx - np.outer(s.x, mx) - np.outer(mx, s.x) + s.n * np.outer(mx, mx)
+    xx *= gain[:, None]
+    xx *= gain
+    vectors = basis.vectors.astype(dtype)
+    square = vectors.T @ xx.astype(dtype) @ vectors
+    del xx
+    xy = gain[:, None] * (s.xy - np.outer(s.x, my) - np.outer(mx, s.y) + s.n * np.outer(mx, my))
+    cross = vectors.T @ xy.astype(dtype)
+    sums = basis.vectors.T @ (gain * (s.x - s.n * mx))
+    y, yy = s.y - s.n * my, s.yy - 2 * my * s.y + s.n * my * my
+    out = []
+    for penalty in alphas:
+        z = _shrink(basis.products, basis.values, penalty).astype(dtype)
+        pp = (z * (square @ z)).sum(axis=0, dtype=np.float64)
+        yp = (z * cross).sum(axis=0, dtype=np.float64)
+        out.append(_from_sums(s.n, sums @ z, y, np.maximum(pp, 0), yy, yp))
+    sse, r = zip(*out, strict=True)
+    return np.stack(sse), np.stack(r), s.n
+
+
+class Dual:
+    """At least as many features as rows: everything from the rows' inner products."""
+
+    def __init__(self, X: np.ndarray, Y: np.ndarray, weights: np.ndarray, folds: np.ndarray | None) -> None:
+        self.X, self.Y, self.weights, self.folds = X, Y, weights, folds
+
+    def path(self, alphas: np.ndarray) -> Path:
+        """Scores of every penalty on every fold, trained on the others."""
+        labels = np.zeros(len(self.X), dtype=np.int64) if self.folds is None else self.folds
+        scores = []
+        for f in range(int(labels.max()) + 1):
+            kernel = _Kernel(self.X, self.Y, self.weights, np.flatnonzero(labels != f))
+            test = np.flatnonzero(labels == f)
+            seen = kernel.look(self.X[test])
+            w, truth = self.weights[test], self.Y[test].astype(np.float64) - kernel.y
+            out = [_from_rows(w, truth, seen @ _shrink(kernel.products, kernel.values, penalty)) for penalty in alphas]
+            sse, r = zip(*out, strict=True)
+            scores.append((np.stack(sse), np.stack(r), w.sum()))
+        return Path(*(np.stack(s) for s in zip(*scores, strict=True)))
+
+    def solve(self, alpha: np.ndarray) -> Fitted:
+        """Coefficients on all rows with one penalty per gene."""
+        kernel = _Kernel(self.X, self.Y, self.weights, np.arange(len(self.X)))
+        coef = kernel.rows.T @ (kernel.vectors @ _shrink(kernel.products, kernel.values, alpha))
+        intercept = kernel.y - kernel.x @ coef
+        return Fitted(kernel.scaler, coef.astype(np.float32), intercept.astype(np.float32))
+
+
+class _Kernel:
+    """Eigenvectors of the centred kernel of training rows, and the targets seen from them."""
+
+    def __init__(self, X: np.ndarray, Y: np.ndarray, weights: np.ndarray, rows: np.ndarray) -> None:
+        w = weights[rows]
+        total = max(w.sum(), 1e-300)
+        root = np.sqrt(w)[:, None]
+        self.scaler = fit_scaler(X[rows], np.maximum(w, 1e-300))
+        z = self.scaler(X[rows]).astype(np.float64)
+        self.x = w @ z / total
+        self.rows = (z - self.x) * root
+        y = Y[rows].astype(np.float64)
+        self.y = w @ y / total
+        values, self.vectors = eigh(self.rows @ self.rows.T, check_finite=False, driver="evd")
+        self.values = np.maximum(values, 0)
+        self.products = self.vectors.T @ ((y - self.y) * root)
+
+    def look(self, X: np.ndarray) -> np.ndarray:
+        """Other rows seen from the eigenvectors: predictions are this times the shrunken products."""
+        return (self.scaler(X).astype(np.float64) - self.x) @ (self.rows.T @ self.vectors)
+
+
+def _shrink(products: np.ndarray, values: np.ndarray, penalty: float | np.ndarray) -> np.ndarray:
+    return products / (values[:, None] + penalty)
+
+
+def _from_rows(w: np.ndarray, y: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return _from_sums(w.sum(), w @ p, w @ y, w @ (p * p), w @ (y * y), w @ (y * p))
+
+
+def _from_sums(
+    n: float, p: np.ndarray, y: np.ndarray, pp: np.ndarray, yy: np.ndarray, yp: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Squared error and Pearson correlation from weighted sums of predictions and truths."""
+    sse = np.maximum(yy - 2 * yp + pp, 0)
+    n = max(n, 1e-300)
+    vy, vp, cov = yy / n - (y / n) ** 2, pp / n - (p / n) ** 2, yp / n - (y / n) * (p / n)
+    varies = (vy > 1e-12 * np.maximum(yy / n, 1e-300)) & (vy > 0)
+    moves = vp > 1e-12 * np.maximum(pp / n, 1e-300)
+    r = np.divide(cov, np.sqrt(np.maximum(vy * vp, 0)), out=np.zeros_like(cov), where=varies & moves & (vp > 0))
+    return sse, np.where(varies, np.clip(r, -1, 1), np.nan)

@@ -1,0 +1,165 @@
+"""Linear ridge with a penalty per gene, chosen by grouped cross-validation; the default head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from . import _ridge
+from ._features import Scaler, blocks, check_context, with_context
+from ._inputs import check_fit, check_predict
+from ._state import State, config, pack
+
+DEFAULT = True
+SEPARABLE = True
+
+ALPHAS = tuple(float(a) for a in np.logspace(0, 7, 22))
+"""Three penalties per decade. For standardised features the best one is about (features) x (noise / signal) and does
+not grow with rows: 1 suits a few clean features, 1e7 predicts the gene mean."""
+
+
+def fit(
+    X: np.ndarray,
+    Y: np.ndarray,
+    *,
+    counts: Any = None,
+    library: np.ndarray | None = None,
+    coordinates: np.ndarray | None = None,
+    slides: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
+    folds: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
+    seed: int = 0,
+    alphas: Sequence[float] = ALPHAS,
+    criterion: str = "mse",
+    per_slide: bool = False,
+    context_um: float | None = None,
+    context_k: int | None = None,
+) -> State:
+    """Fit all genes at once.
+
+    Features are standardised on the training rows and cut at 5 standard deviations, targets are centred. Each gene's
+    penalty is the best over inner folds (given, else by group, slide, spatial block or row). One decomposition per fold
+    serves all penalties and genes (`_ridge`).
+
+    Parameters
+    ----------
+    X
+        float32 [n, d] features.
+    Y
+        float32 [n, genes] normalised targets.
+    counts, library
+        Not used.
+    coordinates
+        [n, 2] um: for context, and for inner spatial blocks where there is one group.
+    slides
+        [n] section of each row.
+    groups
+        [n] what inner folds keep together: the patient, else the slide.
+    folds
+        [n] inner folds, instead.
+    weights
+        [n] of the rows.
+    seed
+        Deals groups or rows to inner folds; the fit itself has no randomness.
+    alphas
+        Penalties tried.
+    criterion
+        What decides: "mse" (default: it is the loss that is fitted, and stable where a gene barely varies) or "pearson"
+        (mean over folds).
+    per_slide
+        Standardise features within each slide first, against stain differences. Off: a row's prediction would depend on
+        which other rows of its slide are predicted with it, for a gain within the noise on real data.
+    context_um, context_k
+        Append the mean features of the neighbours within this radius, or of this many nearest ones, of the same slide.
+
+    Returns
+    -------
+    "mean", "gain" [d'], "coef" [d', genes], "intercept", "spread", "alpha", "cv_pearson" [genes]. The spread is the
+    standard deviation of inner cross-validation residuals (NaN where rows were too few to split).
+
+    Raises
+    ------
+    InputError
+        See `_inputs.check_fit`; penalties that are not positive; context without coordinates.
+    """
+    grid = np.asarray(alphas, dtype=np.float64)
+    if grid.ndim != 1 or not len(grid) or not (grid > 0).all():
+        raise InputError("penalties are not a list of positive numbers", where="alphas")
+    if criterion not in ("mse", "pearson"):
+        raise InputError(f"no criterion named {criterion!r}", fix="one of: mse, pearson")
+    rows = check_fit(
+        X, Y, coordinates=coordinates, slides=slides, groups=groups, folds=folds, weights=weights, seed=seed
+    )
+    settings = {"per_slide": per_slide, **check_context(context_um, context_k)}
+    features = with_context(rows.X, settings, coordinates, slides)
+    problem = _ridge.make(features, rows.Y, rows.weights, rows.folds)
+    if rows.folds is None:
+        # Nothing to choose by: the middle of the grid, which neither copies the rows nor ignores the features.
+        alpha = np.full(rows.Y.shape[1], grid[len(grid) // 2])
+        spread = correlation = np.full(rows.Y.shape[1], np.nan)
+    else:
+        alpha, spread, correlation = choose(problem.path(grid), grid, criterion)
+    fitted = problem.solve(alpha)
+    return pack(
+        "ridge",
+        {"n_features": rows.X.shape[1], "criterion": criterion, **settings},
+        mean=fitted.scaler.mean,
+        gain=fitted.scaler.gain,
+        coef=fitted.coef,
+        intercept=fitted.intercept,
+        spread=spread.astype(np.float32),
+        alpha=alpha,
+        cv_pearson=correlation.astype(np.float32),
+    )
+
+
+def choose(path: _ridge.Path, alphas: np.ndarray, criterion: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Penalty, residual standard deviation and cross-validated Pearson of every gene, [genes] each.
+
+    Parameters
+    ----------
+    path
+        Scores of every fold, penalty and gene.
+    alphas
+        [penalties].
+    criterion
+        "mse" or "pearson".
+    """
+    error = path.sse.sum(axis=0) / path.total.sum()
+    r = np.nan_to_num(path.pearson).mean(axis=0)
+    # Ties (a gene without signal, or constant) go to the larger penalty.
+    best = (error if criterion == "mse" else -r)[::-1].argmin(axis=0)
+    best = len(alphas) - 1 - best
+    gene = np.arange(error.shape[1])
+    return alphas[best], np.sqrt(error[best, gene]), r[best, gene]
+
+
+def predict(
+    state: State, X: np.ndarray, *, coordinates: np.ndarray | None = None, slides: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted mean and spread.
+
+    Parameters
+    ----------
+    state
+        From `fit`.
+    X
+        float32 [n, d].
+    coordinates, slides
+        Needed if the head was fitted with context or `per_slide`; then give whole slides.
+
+    Returns
+    -------
+    mean, spread : float32 [n, genes]
+    """
+    settings = config(state, "ridge")
+    X = with_context(check_predict(X, settings["n_features"]), settings, coordinates, slides)
+    scaler = Scaler(state["mean"], state["gain"])
+    mean = np.empty((len(X), state["coef"].shape[1]), dtype=np.float32)
+    for rows in blocks(len(X)):
+        mean[rows] = scaler(X[rows]) @ state["coef"] + state["intercept"]
+    return mean, np.broadcast_to(state["spread"], mean.shape).copy()
