@@ -105,7 +105,7 @@ def load_in_full(net: nn.Module, state: dict[str, Tensor], *, where: object) -> 
                 parts.append(f"{label}: {', '.join(keys[:4])}{more}")
         raise FormatError("the weights do not fit the network (" + "; ".join(parts) + ")", where=where,
                           fix="give the weights of this very encoder")  # fmt: skip
-    net.load_state_dict(state)
+    net.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()}, assign=True)
 
 
 def source_of(path: Path) -> str:

@@ -18,7 +18,7 @@ from .runtimes import SessionBackend, TorchBackend, cached_graph, pick_device, p
 if TYPE_CHECKING:
     from torch import nn
 
-FAMILIES = {"lite": "lite", "shell": "shell", "resnet": "resnet", "vit": "vit", "clip": "clip",
+FAMILIES = {"lite": "lite", "shell": "shell", "resnet": "resnet", "vit": "vit",
             "morphology": "morphology"}  # fmt: skip
 """Module that builds the network of a family; it has `build(spec)` and `rename(state, net)`."""
 
@@ -82,13 +82,17 @@ def network(s: EncoderSpec, path: Path | None, seed: int | None) -> nn.Module:
     import torch
 
     family = import_module(f"{__package__}.{FAMILIES[s.family]}")
-    if seed is None:
-        net = family.build(s)
-    else:
+    if path is None:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(seed or 0)
             net = family.build(s)
-    if path is not None:
+    elif s.family == "vit":
+        # No memory and no random numbers for a billion parameters that the file is about to give.
+        with torch.device("meta"):
+            net = family.build(s)
+        load_in_full(net, family.rename(read_state(path), net), where=path)
+    else:
+        net = family.build(s)
         load_in_full(net, family.rename(read_state(path), net), where=path)
     out: nn.Module = net.eval()
     return out
