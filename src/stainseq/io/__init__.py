@@ -6,10 +6,12 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from .read import convert, read, sniff
+
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-__all__ = ["open", "write"]
+__all__ = ["convert", "open", "read", "sniff", "write"]
 
 
 def open(path: str | os.PathLike[str]) -> SpatialData:

@@ -1,1 +1,1 @@
-
+"""Vendor folders and files to SpatialData: one module a platform, found by `registry`."""
