@@ -116,14 +116,15 @@ def consolidated(path: Path, *, replace: Mapping[str, Path | None] | None = None
 def kind_group(path: Path, kind: str, *, replace: Mapping[str, Path | None] | None = None) -> dict[str, Any]:
     """``zarr.json`` of the group of a kind; that of labels lists their names, as NGFF wants."""
     file = path / kind / "zarr.json"
-    content = read_json(file) if file.is_file() else {"attributes": {}, "zarr_format": 3, "node_type": "group"}
+    content: dict[str, Any] = {"attributes": {}, "zarr_format": 3, "node_type": "group"}
+    content |= read_json(file) if file.is_file() else {}
     if kind == "labels":
         names = {name for k, name in elements_on_disk(path) if k == kind}
         for key, folder in (replace or {}).items():
             if key.startswith("labels/"):
                 (names.discard if folder is None else names.add)(key.split("/", 1)[1])
         content["attributes"] = {**content["attributes"], "ome": {"labels": sorted(names)}}
-    return dict(content)
+    return content
 
 
 def _collect(folder: Path, key: str, found: dict[str, Any]) -> None:
@@ -170,7 +171,7 @@ def check_versions(path: Path) -> None:
     StoreError
         An element, or the store, has a format version above `spec.FORMAT_VERSION`.
     """
-    facts: dict[str, Any] = root(path).get("attributes", {}).get(keys.STAMP) or {} if is_store(path) else {}
+    facts: dict[str, Any] = (root(path).get("attributes", {}).get(keys.STAMP) or {}) if is_store(path) else {}
     found: dict[str, dict[str, Any]] = {"the store": facts, **{f"{name!r}": s for (_, name), s in stamps(path).items()}}
     for name, stamp in found.items():
         version = stamp.get("format_version", 0)

@@ -35,6 +35,50 @@ def data_files(folder: Path) -> list[Path]:
     return sorted(at.glob("*.parquet"), key=lambda p: [int(s) if s.isdigit() else s for s in p.name.split(".")])
 
 
+def dataset(sdata: Any, name: str) -> Any:
+    """The stored points as an Arrow dataset, or None for points that are in memory only."""
+    import pyarrow.dataset as ds
+
+    folder = Path(sdata.path) / "points" / name if sdata.path is not None else None
+    if folder is None or not folder.is_dir():
+        return None
+    return ds.dataset([str(f) for f in data_files(folder)], format="parquet")
+
+
+def scan(sdata: Any, name: str, *, columns: list[str], keep: Any = None, rows: int = 1 << 19) -> Iterator[Any]:
+    """Points as Arrow record batches, in stored order.
+
+    Parameters
+    ----------
+    sdata, name
+        The slide and its points element.
+    columns
+        Columns to read.
+    keep
+        A `pyarrow.compute` expression that says which rows.
+    rows
+        Most rows in a batch.
+    """
+    stored = dataset(sdata, name)
+    if stored is not None:
+        yield from stored.to_batches(columns=columns, filter=keep, batch_size=rows)
+        return
+    element = sdata.points[name]
+    for i in range(element.npartitions):
+        part = _as_arrow(element.get_partition(i).compute(scheduler="threads"))
+        part = part if keep is None else part.filter(keep)
+        yield from part.select(columns).combine_chunks().to_batches(max_chunksize=rows)
+
+
+def _as_arrow(frame: Any) -> Any:
+    """A pandas frame as an Arrow table, without index and attributes (which hold transformations, not JSON)."""
+    import pyarrow as pa
+
+    frame = frame.copy(deep=False)
+    frame.attrs = {}
+    return pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
+
+
 def write(element: Any, store: Path, *, name: str, scratch: Path) -> dict[str, Any]:
     """Write points into a new store of their own, in bounded memory.
 
@@ -115,13 +159,9 @@ def sorted_tables(element: Any, *, cell: float, scratch: Path) -> Iterator[Any]:
 
 def _batches(element: Any) -> Iterator[Any]:
     """Partitions of a dask DataFrame as Arrow tables of one schema, without its index."""
-    import pyarrow as pa
-
     schema = None
     for i in range(element.npartitions):
-        frame = element.get_partition(i).compute(scheduler="threads")
-        table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
-        table = _checked(table)
+        table = _checked(_as_arrow(element.get_partition(i).compute(scheduler="threads")))
         if schema is None:
             schema = table.schema
         elif table.schema != schema:
@@ -317,15 +357,11 @@ def window(sdata: Any, name: str, box_um: tuple[float, float, float, float], *, 
             f"points {name!r} have no column {missing[0]!r}", fix=f"one of: {', '.join(element.columns)}"
         )
     read = list(dict.fromkeys(["x", "y", *wanted]))
-    folder = Path(sdata.path) / "points" / name if sdata.path is not None else None
-    if folder is not None and folder.is_dir():
-        dataset = ds.dataset([str(f) for f in data_files(folder)], format="parquet")
-        table = dataset.to_table(columns=read, filter=pick)
+    stored = dataset(sdata, name)
+    if stored is not None:
+        table = stored.to_table(columns=read, filter=pick)
     else:
-        import pyarrow as pa
-
-        frame = element[read].compute()
-        table = pa.Table.from_pandas(frame, preserve_index=False).filter(pick)
+        table = _as_arrow(element[read].compute()).filter(pick)
     return _in_um(table, matrix, box_um).select(wanted)
 
 

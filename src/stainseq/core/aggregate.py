@@ -1,0 +1,396 @@
+"""Which region holds a point, and sums of points and of maps per region: kernels on arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+import scipy.sparse as sp
+
+_MOST_CELLS = 1 << 22
+_MOST_LABELS = 1 << 26
+
+
+@dataclass(frozen=True, eq=False)
+class Outlines:
+    """Shapes as flat arrays with an index of their boxes.
+
+    Parameters
+    ----------
+    circles
+        [n, 3] x, y, radius, or None for polygons.
+    points
+        [p, 2] corners of all rings; the last of a ring repeats its first.
+    rings
+        [r + 1] where each ring starts in `points`.
+    shapes
+        [n + 1] where the rings of each shape start in `rings`; holes and further parts are rings like any other,
+        since inside is where a ray crosses an odd number of edges.
+    bounds
+        [n, 4] min_x, min_y, max_x, max_y.
+    cells, members
+        For each cell of a square raster over all boxes, the shapes whose box touches it, in order.
+    origin, cell, size
+        Corner of that raster, side of a cell, number of columns and rows.
+    """
+
+    circles: np.ndarray | None
+    points: np.ndarray
+    rings: np.ndarray
+    shapes: np.ndarray
+    bounds: np.ndarray
+    cells: np.ndarray
+    members: np.ndarray
+    origin: tuple[float, float]
+    cell: float
+    size: tuple[int, int]
+
+
+def outlines_of_circles(centres: np.ndarray, radii: np.ndarray) -> Outlines:
+    """Index circles.
+
+    Parameters
+    ----------
+    centres
+        [n, 2].
+    radii
+        [n].
+    """
+    circles = np.column_stack([centres, radii]).astype(np.float64)
+    bounds = np.column_stack([circles[:, :2] - circles[:, 2:], circles[:, :2] + circles[:, 2:]])
+    none = np.zeros(1, dtype=np.int64)
+    return Outlines(circles, np.zeros((0, 2)), none, none, bounds, *_index(bounds))
+
+
+def outlines_of_rings(points: np.ndarray, rings: np.ndarray, shapes: np.ndarray) -> Outlines:
+    """Index polygons; see `Outlines` for the arrays."""
+    points = np.ascontiguousarray(points, dtype=np.float64)
+    rings, shapes = rings.astype(np.int64), shapes.astype(np.int64)
+    starts = rings[shapes[:-1]]
+    if np.any(starts == rings[shapes[1:]]):
+        raise ValueError("a polygon without corners")
+    low, high = np.minimum.reduceat(points, starts), np.maximum.reduceat(points, starts)
+    bounds = np.column_stack([low, high])
+    return Outlines(None, points, rings, shapes, bounds, *_index(bounds))
+
+
+def _index(
+    bounds: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, tuple[float, float], float, tuple[int, int]]:
+    """Cells of about the boxes' mean side: few candidates per cell, few cells per box."""
+    if len(bounds) == 0:
+        return np.zeros(2, dtype=np.int64), np.zeros(0, dtype=np.int64), (0.0, 0.0), 1.0, (1, 1)
+    low, high = bounds[:, :2].min(0), bounds[:, 2:].max(0)
+    extent = np.maximum(high - low, 1e-9)
+    side = float(np.mean(bounds[:, 2:] - bounds[:, :2]))
+    cell = max(side, float(np.sqrt(extent[0] * extent[1] / _MOST_CELLS)), float(extent.max()) / 2**15, 1e-9)
+    size = (int(extent[0] // cell) + 1, int(extent[1] // cell) + 1)
+    cells, members = _fill_index(bounds, low[0], low[1], cell, size[0], size[1])
+    return cells, members, (float(low[0]), float(low[1])), cell, size
+
+
+@numba.njit(cache=True, nogil=True)
+def _fill_index(bounds, x0, y0, cell, columns, rows):  # type: ignore[no-untyped-def]
+    starts = np.zeros(columns * rows + 1, dtype=np.int64)
+    for step in range(2):
+        if step == 1:
+            for i in range(len(starts) - 1):
+                starts[i + 1] += starts[i]
+            members = np.empty(starts[-1], dtype=np.int64)
+            filled = starts[:-1].copy()
+        for i in range(len(bounds)):
+            left, top = int((bounds[i, 0] - x0) // cell), int((bounds[i, 1] - y0) // cell)
+            right, bottom = int((bounds[i, 2] - x0) // cell), int((bounds[i, 3] - y0) // cell)
+            for r in range(max(top, 0), min(bottom, rows - 1) + 1):
+                for c in range(max(left, 0), min(right, columns - 1) + 1):
+                    at = r * columns + c
+                    if step == 0:
+                        starts[at + 1] += 1
+                    else:
+                        members[filled[at]] = i
+                        filled[at] += 1
+    return starts, members
+
+
+@numba.njit(cache=True, nogil=True)
+def _crossings_odd(x, y, points, first, last, rings):  # type: ignore[no-untyped-def]
+    inside = False
+    for r in range(first, last):
+        for i in range(rings[r], rings[r + 1] - 1):
+            ya, yb = points[i, 1], points[i + 1, 1]
+            if (ya > y) != (yb > y):
+                xa, xb = points[i, 0], points[i + 1, 0]
+                if x < xa + (y - ya) * (xb - xa) / (yb - ya):
+                    inside = not inside
+    return inside
+
+
+@numba.njit(cache=True, nogil=True)
+def _holds(i, x, y, circles, points, rings, shapes, bounds):  # type: ignore[no-untyped-def]
+    if x < bounds[i, 0] or x > bounds[i, 2] or y < bounds[i, 1] or y > bounds[i, 3]:
+        return False
+    if len(circles):
+        dx, dy = x - circles[i, 0], y - circles[i, 1]
+        return dx * dx + dy * dy <= circles[i, 2] * circles[i, 2]
+    return _crossings_odd(x, y, points, shapes[i], shapes[i + 1], rings)
+
+
+@numba.njit(cache=True, nogil=True)
+def _first(xy, circles, points, rings, shapes, bounds, cells, members, x0, y0, cell, columns, rows):  # type: ignore[no-untyped-def]
+    found = np.full(len(xy), -1, dtype=np.int64)
+    for p in range(len(xy)):
+        x, y = xy[p, 0], xy[p, 1]
+        cx, cy = np.floor((x - x0) / cell), np.floor((y - y0) / cell)
+        if not (cx >= 0 and cy >= 0 and cx < columns and cy < rows):
+            continue
+        at = int(cy) * columns + int(cx)
+        for k in range(cells[at], cells[at + 1]):
+            if _holds(members[k], x, y, circles, points, rings, shapes, bounds):
+                found[p] = members[k]
+                break
+    return found
+
+
+@numba.njit(cache=True, nogil=True)
+def _all(xy, circles, points, rings, shapes, bounds, cells, members, x0, y0, cell, columns, rows):  # type: ignore[no-untyped-def]
+    which, region = [np.int64(0) for _ in range(0)], [np.int64(0) for _ in range(0)]
+    for p in range(len(xy)):
+        x, y = xy[p, 0], xy[p, 1]
+        cx, cy = np.floor((x - x0) / cell), np.floor((y - y0) / cell)
+        if not (cx >= 0 and cy >= 0 and cx < columns and cy < rows):
+            continue
+        at = int(cy) * columns + int(cx)
+        for k in range(cells[at], cells[at + 1]):
+            if _holds(members[k], x, y, circles, points, rings, shapes, bounds):
+                which.append(np.int64(p))
+                region.append(members[k])
+    return np.array(which), np.array(region)
+
+
+def _arguments(o: Outlines) -> tuple:
+    circles = np.zeros((0, 3)) if o.circles is None else o.circles
+    return circles, o.points, o.rings, o.shapes, o.bounds, o.cells, o.members, *o.origin, o.cell, *o.size
+
+
+def first_shape(xy: np.ndarray, outlines: Outlines) -> np.ndarray:
+    """Shape that holds each point, the one listed first where several do.
+
+    Parameters
+    ----------
+    xy
+        [m, 2].
+    outlines
+        The shapes. A polygon holds a point on its left or upper edges, not on the others, so that polygons that share
+        an edge share no point; a circle holds its border.
+
+    Returns
+    -------
+    numpy.ndarray
+        [m] int64, -1 where none does.
+    """
+    return np.asarray(_first(np.ascontiguousarray(xy, dtype=np.float64), *_arguments(outlines)))
+
+
+def all_shapes(xy: np.ndarray, outlines: Outlines) -> tuple[np.ndarray, np.ndarray]:
+    """All pairs of a point and a shape that holds it.
+
+    Returns
+    -------
+    points, shapes : numpy.ndarray
+        [k] int64 each, by point, then by shape.
+    """
+    points, shapes = _all(np.ascontiguousarray(xy, dtype=np.float64), *_arguments(outlines))
+    return points.astype(np.int64), shapes.astype(np.int64)
+
+
+class Lookup:
+    """Position of whole numbers in a list of distinct ones, by table where they are small enough.
+
+    Parameters
+    ----------
+    values
+        [n] distinct, not negative.
+    """
+
+    def __init__(self, values: np.ndarray) -> None:
+        values = np.asarray(values, dtype=np.int64)
+        self._dense: np.ndarray | None = None
+        if len(values) and values.max() < _MOST_LABELS:
+            self._dense = np.full(int(values.max()) + 1, -1, dtype=np.int32)
+            self._dense[values] = np.arange(len(values), dtype=np.int32)
+        else:
+            self._order = np.argsort(values, kind="stable")
+            self._sorted = values[self._order]
+
+    def __call__(self, wanted: np.ndarray) -> np.ndarray:
+        """[m] int64 positions, -1 for those not in the list."""
+        wanted = np.asarray(wanted, dtype=np.int64)
+        if self._dense is not None:
+            inside = (wanted >= 0) & (wanted < len(self._dense))
+            return np.where(inside, self._dense[np.where(inside, wanted, 0)], -1).astype(np.int64)
+        if not len(self._sorted):
+            return np.full(wanted.shape, -1, dtype=np.int64)
+        at = np.minimum(np.searchsorted(self._sorted, wanted), len(self._sorted) - 1)
+        return np.where(self._sorted[at] == wanted, self._order[at], -1)
+
+
+class Counter:
+    """Counts of (region, feature) pairs that come in pieces.
+
+    Pieces are summed as they come: rows sorted by place repeat the same pairs, so what is kept is near the size of
+    the result.
+    """
+
+    def __init__(self, n_regions: int, n_features: int) -> None:
+        self._shape = (n_regions, n_features)
+        self._pieces: list[tuple[np.ndarray, np.ndarray]] = []
+        self._kept = 0
+        self._limit = 1 << 24
+
+    def add(self, regions: np.ndarray, features: np.ndarray, weights: np.ndarray | None = None) -> None:
+        """Count pairs; those with a negative region or feature are left out."""
+        keep = (regions >= 0) & (features >= 0)
+        keys = regions[keep].astype(np.int64) * self._shape[1] + features[keep]
+        self._pieces.append(_sum_by_key(keys, None if weights is None else weights[keep]))
+        self._kept += len(self._pieces[-1][0])
+        if self._kept > self._limit:
+            self._merge()
+            self._limit = max(self._limit, 2 * self._kept)
+
+    def _merge(self) -> None:
+        if len(self._pieces) > 1:
+            self._pieces = [_sum_by_key(*(np.concatenate(p) for p in zip(*self._pieces, strict=True)))]
+        self._kept = len(self._pieces[0][0]) if self._pieces else 0
+
+    def matrix(self, dtype: type | str = np.int32) -> sp.csr_matrix:
+        """[n_regions, n_features] CSR with sorted columns."""
+        self._merge()
+        keys, counts = self._pieces[0] if self._pieces else (np.zeros(0, np.int64), np.zeros(0, np.int64))
+        rows, columns = np.divmod(keys, self._shape[1] or 1)
+        starts = np.searchsorted(rows, np.arange(self._shape[0] + 1))
+        small = len(keys) < 2**31
+        kind = np.int32 if small else np.int64
+        return sp.csr_matrix((counts.astype(dtype), columns.astype(kind), starts.astype(kind)), shape=self._shape)
+
+
+def _sum_by_key(keys: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    if len(keys) == 0:
+        return keys, np.zeros(0, dtype=np.int64 if weights is None else weights.dtype)
+    if weights is None:
+        keys = np.sort(keys)
+        starts = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]])
+        return keys[starts], np.diff(np.r_[starts, len(keys)])
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    starts = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]])
+    return keys[starts], np.add.reduceat(weights[order], starts)
+
+
+def mean_by_group(values: np.ndarray, rows: np.ndarray, groups: np.ndarray, *, n_groups: int) -> np.ndarray:
+    """Mean of rows of a matrix per group.
+
+    Parameters
+    ----------
+    values
+        [v, d].
+    rows, groups
+        [k] pairs: row `rows[i]` counts once for group `groups[i]`.
+    n_groups
+        Number of groups.
+
+    Returns
+    -------
+    numpy.ndarray
+        [n_groups, d] float32; NaN for a group without rows. Summed in float64.
+    """
+    weight = sp.csr_matrix((np.ones(len(rows)), (groups, rows)), shape=(n_groups, len(values)))
+    total = weight @ values.astype(np.float64)
+    count = np.bincount(groups, minlength=n_groups).astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (total / count[:, None]).astype(np.float32)
+
+
+class LabelTable:
+    """Area, centre and box of every label of a raster that comes in pieces."""
+
+    def __init__(self) -> None:
+        self._sums = np.zeros((0, 3))
+        self._boxes = np.zeros((0, 4), dtype=np.int64)
+
+    def add(self, block: np.ndarray, y0: int, x0: int) -> None:
+        """Count a piece whose upper left pixel is (y0, x0).
+
+        Raises
+        ------
+        ValueError
+            Labels of 2**26 and more.
+        """
+        top = int(block.max(initial=0))
+        if top >= _MOST_LABELS:
+            raise ValueError(f"label {top} is too large")
+        if top >= len(self._sums):
+            size = max(top + 1, 2 * len(self._sums))
+            grown = np.zeros((size, 3))
+            grown[: len(self._sums)] = self._sums
+            boxes = np.empty((size, 4), dtype=np.int64)
+            boxes[:] = (np.iinfo(np.int64).max, np.iinfo(np.int64).max, -1, -1)
+            boxes[: len(self._boxes)] = self._boxes
+            self._sums, self._boxes = grown, boxes
+        _count_labels(np.ascontiguousarray(block), y0, x0, self._sums, self._boxes)
+
+    def result(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Labels present, without 0, in order; their pixels; centres; boxes.
+
+        Returns
+        -------
+        labels, area : numpy.ndarray
+            [n] int64.
+        centres : numpy.ndarray
+            [n, 2] x, y in px, where the middle of the first pixel is (0.5, 0.5).
+        boxes : numpy.ndarray
+            [n, 4] y0, x0, y1, x1, ends not included.
+        """
+        labels = np.flatnonzero(self._sums[:, 0] > 0)
+        labels = labels[labels > 0]
+        area = self._sums[labels, 0]
+        centres = self._sums[labels][:, 1:] / area[:, None] + 0.5
+        return labels, area.astype(np.int64), centres, self._boxes[labels]
+
+
+@numba.njit(cache=True, nogil=True)
+def _count_labels(block, y0, x0, sums, boxes):  # type: ignore[no-untyped-def]
+    for y in range(block.shape[0]):
+        for x in range(block.shape[1]):
+            v = block[y, x]
+            if v > 0:
+                sums[v, 0] += 1
+                sums[v, 1] += x0 + x
+                sums[v, 2] += y0 + y
+                boxes[v, 0] = min(boxes[v, 0], y0 + y)
+                boxes[v, 1] = min(boxes[v, 1], x0 + x)
+                boxes[v, 2] = max(boxes[v, 2], y0 + y + 1)
+                boxes[v, 3] = max(boxes[v, 3], x0 + x + 1)
+
+
+def label_runs(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Runs of equal labels along the rows of a raster, without 0.
+
+    Returns
+    -------
+    labels : numpy.ndarray
+        [k].
+    runs : numpy.ndarray
+        [k, 3] int64: y, x0, x1, end not included.
+    """
+    w = block.shape[1]
+    flat = block.ravel()
+    change = np.ones(flat.size, dtype=bool)
+    change[1:] = flat[1:] != flat[:-1]
+    change[::w] = True
+    starts = np.flatnonzero(change)
+    stops = np.r_[starts[1:], flat.size]
+    keep = flat[starts] != 0
+    starts, stops = starts[keep], stops[keep]
+    y = starts // w
+    return flat[starts], np.column_stack([y, starts - y * w, stops - y * w]).astype(np.int64)
