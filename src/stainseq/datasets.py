@@ -97,7 +97,8 @@ def toy_slide(
         - ``spots``: circles of 55 um diameter, coordinates in um.
         - ``counts_spots``: int32 CSR counts. ``obs["truth"]``: domain of most of the spot (gland, stroma, immune).
           ``layers["rate"]``: float32, expected count. ``var["kind"]``: "morphology" (60 % of the genes; follows from
-          the picture), "hidden" (20 %; spatial, but not to be seen in the picture), "flat" (20 %; depth alone).
+          the picture), "hidden" (20 %; spatial, but not to be seen in the picture), "flat" (20 %; a constant share of
+          the depth).
           ``obs["array_row"]``, ``obs["array_col"]``: place on the hexagonal array, as in Visium.
           ``obsm["spatial"]``: centres, um.
         - ``attrs["stainseq"]``: the slide's facts.
@@ -272,8 +273,7 @@ def _law(n_genes: int) -> tuple[NDArray[Any], NDArray[Any], list[str]]:
     effects = rng.normal(0, 0.55, (_LAW_GENES, 4)) * (rng.random((_LAW_GENES, 4)) < 0.6)
     place = np.arange(_LAW_GENES) % 10
     effects[place >= 6] = 0
-    # Flat genes carry most of the depth, else one gene's rise would show in all others after normalising by depth.
-    base[place >= 8] += 1.6
+    base[place >= 8] += 1.0
     kind = np.where(place < 6, KINDS[0], np.where(place < 8, KINDS[1], KINDS[2]))
     return base[:n_genes], effects[:n_genes], kind[:n_genes].tolist()
 
@@ -326,8 +326,13 @@ def _rates(
         log_rate[:, g] += 0.6 * field[cell[:, 1], cell[:, 0]]
     person = np.random.default_rng([_LAW_SEED, *patient.encode()])
     log_rate += person.normal(0, 0.1, _LAW_GENES)[: size.genes]
+    rate = np.exp(log_rate)
+    # Each kind has a constant part of the depth: else the rise of one would show as a fall of the others.
+    for name in KINDS:
+        own = np.array(kind) == name
+        rate[:, own] *= np.exp(base[own]).sum() / rate[:, own].sum(1, keepdims=True)
     depth = np.exp(rng.normal(0, 0.25, len(xy)))
-    return np.exp(log_rate) * depth[:, None], domain, kind
+    return rate * depth[:, None], domain, kind
 
 
 def _table(size: _Size, drawn: _Tissue, *, seed: int, patient: str) -> AnnData:

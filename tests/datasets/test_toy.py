@@ -64,7 +64,7 @@ def test_the_law_carries_over_between_slides_for_morphology_genes_only():
     r = np.array([np.corrcoef(fit[:, g], ys[3][:, g])[0, 1] for g in range(size.genes)])
     kinds = np.array(kinds)
     assert np.median(r[kinds == "morphology"]) > 0.85
-    assert np.median(np.abs(r[kinds == "hidden"])) < 0.5
+    assert np.median(np.abs(r[kinds == "hidden"])) < 0.4
 
 
 def test_counts_scatter_around_the_rate(slide):

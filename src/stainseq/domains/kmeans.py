@@ -1,0 +1,147 @@
+"""Clusters of spatially smoothed principal components: k-means, then a Gaussian mixture for probabilities."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..core import clusters, neighbors
+from ..core.pca import moments, pca
+from ..errors import InputError
+from ._inputs import Assignment, check, one_thread
+
+DEFAULT = True
+
+_FLOOR = 1e-6
+"""Least variance of a component inside a cluster, as a share of its total: keeps the mixture from a singular matrix."""
+
+
+def assign(
+    X: Any,
+    *,
+    coordinates: np.ndarray,
+    n_domains: int,
+    image_features: np.ndarray | None = None,
+    samples: np.ndarray | None = None,
+    seed: int = 0,
+    n_genes: int = 2000,
+    n_components: int = 15,
+    n_neighbors: int = 6,
+    smoothing: float = 0.5,
+) -> Assignment:
+    """Cluster rows into domains.
+
+    Parameters
+    ----------
+    X
+        [n, g] log-normalised expression, dense or sparse.
+    coordinates
+        [n, 2] x, y; only the order of distances matters.
+    n_domains
+        K; exactly that many come out.
+    image_features
+        [n, d] or None. Their components are joined to those of expression at the same total variance.
+    samples
+        [n] sample of each row, or None; neighbours are of the same sample.
+    seed
+        Of the k-means starts.
+    n_genes
+        Most variable genes taken.
+    n_components
+        Principal components.
+    n_neighbors
+        Neighbours averaged (ties included: six on a hexagonal, eight on a square array).
+    smoothing
+        Weight of the neighbours' mean, 0 to 1. At 1/2 a spot keeps half of its own say: means over all neighbours
+        alike (6/7) do better on arrays as dense as Visium's and on single cells, but wipe out layers that are one
+        spot wide on the 200 um arrays (mouse olfactory bulb: adjusted Rand index .30 against .59).
+
+    Returns
+    -------
+    labels, probabilities, embedding, info
+        See the plug-in contract. The embedding is the smoothed components.
+
+    Raises
+    ------
+    InputError
+        Bad inputs, fewer distinct rows than domains, or a smoothing outside 0 to 1.
+    """
+    if not 0 <= smoothing <= 1:
+        raise InputError(f"smoothing is {smoothing}", where="kmeans", fix="give 0 (none) to 1")
+    inputs = check(X, coordinates, n_domains, image_features=image_features, samples=samples)
+    with one_thread():
+        parts = [_components(_variable(inputs.X, n_genes), n_components, seed)]
+        if inputs.image is not None:
+            image = _components(inputs.image, n_components, seed)
+            parts.append(image * np.sqrt(parts[0].var(0).sum() / image.var(0).sum()))
+        graph = neighbors.knn_graph(inputs.coordinates, k=n_neighbors, slides=inputs.samples)
+        own = np.hstack(parts)
+        smooth = (1 - smoothing) * own + smoothing * neighbors.neighbour_mean(graph, own)
+        start = clusters.exactly(clusters.kmeans(smooth, n_domains, seed=seed), smooth, n_domains, seed=seed)
+        labels, probabilities = _mixture(smooth, start, n_domains)
+    info = {"n_components": own.shape[1], "n_genes": int(min(n_genes, inputs.X.shape[1]))}
+    return inputs.finish(labels, probabilities, smooth, info)
+
+
+def _variable(X: Any, n_genes: int) -> Any:
+    """Columns of largest variance, in their order."""
+    if X.shape[1] <= n_genes:
+        return X
+    _, variance = moments(X)
+    return X[:, np.sort(np.argsort(-variance, kind="stable")[:n_genes])]
+
+
+def _components(values: Any, n_components: int, seed: int) -> np.ndarray:
+    # A row less than there are rows: otherwise every row is a corner of its own.
+    return pca(values, max(1, min(n_components, values.shape[0] - 2)), seed=seed).scores
+
+
+def _mixture(values: np.ndarray, start: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Gaussian mixture with one covariance for all, started from the k-means labels; probabilities float64 [n, k].
+
+    With few rows a covariance cannot be told, and a mixture may empty a cluster: then the k-means labels stand, with
+    the probabilities of one mixture step.
+    """
+    n, d = values.shape
+    posterior = _posterior(values, np.eye(k)[start])
+    if n < 5 * d or k == 1:
+        return _consistent(start, posterior)
+    for _ in range(100):
+        new = _posterior(values, posterior)
+        if np.abs(new - posterior).max() < 1e-4:
+            break
+        posterior = new
+    labels = new.argmax(1)
+    if len(np.unique(labels)) < k:
+        return _consistent(start, _posterior(values, np.eye(k)[start]))
+    return labels, new
+
+
+def _posterior(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """One step of expectation maximisation: from membership weights [n, k] to new ones."""
+    from scipy.linalg import cholesky, solve_triangular
+
+    size = weight.sum(0) + 1e-12
+    means = (weight.T @ values) / size[:, None]
+    total = values.T @ values
+    within = (total - (means.T * size) @ means) / len(values)
+    within += np.diag(_FLOOR * values.var(0) + 1e-12)
+    root = cholesky(within, lower=True)
+    white, centres = solve_triangular(root, values.T, lower=True).T, solve_triangular(root, means.T, lower=True).T
+    log = white @ centres.T - 0.5 * (centres**2).sum(1) + np.log(size / len(values))
+    log -= log.max(1, keepdims=True)
+    out = np.exp(log)
+    return np.asarray(out / out.sum(1, keepdims=True))
+
+
+def _consistent(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities whose largest is the label's: where it is not, the row counts as undecided between the two."""
+    n = np.arange(len(labels))
+    best = probabilities.argmax(1)
+    swap = best != labels
+    mean = (probabilities[n, best] + probabilities[n, labels]) / 2
+    probabilities = probabilities.copy()
+    probabilities[n[swap], best[swap]] = mean[swap]
+    probabilities[n[swap], labels[swap]] = mean[swap]
+    return labels, probabilities
