@@ -14,7 +14,7 @@ import numpy as np
 from . import engine, image, keys, regions, store
 from ._progress import progress
 from .errors import MissingError
-from .spec import FORMAT_VERSION, fingerprint, fingerprint_file
+from .spec import fingerprint, fingerprint_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,18 +89,25 @@ def write_features(
 
 
 def ensure_features(
-    sdata: SpatialData, *, region: str, encoder: str, weights: str | Path | None = None, device: str = "auto"
-) -> AnnData:
-    """The feature table of a region, computed when it is not there or belongs to another image or other ids."""
+    sdata: SpatialData,
+    *,
+    region: str,
+    encoder: str,
+    weights: str | Path | None = None,
+    image_key: str = keys.HE,
+    device: str = "auto",
+) -> tuple[AnnData, dict[str, Any]]:
+    """The feature table of a region and its stamp, computed when it is absent or was made from other ids or pixels."""
     name = table_name(encoder, region)
-    if name in sdata.tables:
-        table = sdata.tables[name]
-        stamp = table.uns.get(keys.STAMP, {})
-        where = regions.get(sdata, region)
-        fresh = stamp.get("inputs", {}).get(region) == ids_fingerprint(where.ids)
-        if fresh and stamp.get("format_version", FORMAT_VERSION) <= FORMAT_VERSION:
-            return table
-    return write_features(sdata, region=region, encoder=encoder, weights=weights, device=device)
+    if name not in sdata.tables or not _fresh(sdata, name, region, image_key):
+        write_features(sdata, region=region, encoder=encoder, weights=weights, image_key=image_key, device=device)
+    return sdata.tables[name], store.stamp_of(sdata, name) or {}
+
+
+def _fresh(sdata: SpatialData, name: str, region: str, image_key: str) -> bool:
+    inputs = (store.stamp_of(sdata, name) or {}).get("inputs", {})
+    ids, pixels = ids_fingerprint(regions.get(sdata, region).ids), store.fingerprint_of(sdata, image_key)
+    return inputs.get(region) == ids and inputs.get(image_key) == pixels
 
 
 def dense_map(

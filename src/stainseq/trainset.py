@@ -137,9 +137,10 @@ def assemble(
         )
     facts, encoder_facts, dropped = [], None, 0
     for i, (sdata, table) in enumerate(zip(slides, tables, strict=True)):
-        features = featurise.ensure_features(sdata, region=region, encoder=encoder, weights=weights, device=device)
-        colour = featurise.ensure_features(sdata, region=region, encoder=COLOUR, device="cpu")
-        stamp = features.uns[keys.STAMP]
+        features, stamp = featurise.ensure_features(
+            sdata, region=region, encoder=encoder, weights=weights, device=device
+        )
+        colour, _ = featurise.ensure_features(sdata, region=region, encoder=COLOUR, device="cpu")
         if encoder_facts is not None and stamp["encoder"]["fingerprint"] != encoder_facts["fingerprint"]:
             raise InputError(
                 "features of different encoders", where=sdata.path, fix=f"run `stainseq features --encoder {encoder}`"

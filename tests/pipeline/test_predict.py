@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ def test_grid_on_a_training_slide_is_out_of_fold_too(
 def test_poisoned_held_out_counts_change_no_prediction(head: str, slides: dict[str, Path], tmp_path: Path) -> None:
     """The counts of patient p2 are replaced by noise: what the fold that holds p2 out predicts may not move."""
 
-    def fold_prediction(poison: bool) -> tuple[list[str], np.ndarray]:
+    def fold_prediction(poison: bool) -> tuple[list[str], np.ndarray, np.ndarray]:
         opened = [store.open(slides[s]) for s in "abc"]
         if poison:
             table = opened[2].tables["counts_spots"].copy()
@@ -118,26 +119,27 @@ def test_poisoned_held_out_counts_change_no_prediction(head: str, slides: dict[s
             table.X = type(table.X)(rng.poisson(50, table.shape).astype(np.int32))
             opened[2].tables["counts_spots"] = table
         seen: dict[str, Any] = {}
-        from stainseq.tl import train as module
+        module: Any = importlib.import_module("stainseq.tl.train")
 
         class Spy(module.HeldOut):
             def add(self, number: int, rows: Any, genes: Any, truth: Any, mean: Any, *baselines: Any) -> None:
                 if (self.data.slide[rows] == 2).any():
                     seen["genes"], seen["mean"] = [self.data.genes[g] for g in genes], mean
-                    seen["baselines"] = baselines
+                    seen["baselines"], seen["truth"] = baselines, truth
                 super().add(number, rows, genes, truth, mean, *baselines)
 
-        original, module.HeldOut = module.HeldOut, Spy  # type: ignore[misc]
+        original, module.HeldOut = module.HeldOut, Spy
         try:
             ss.tl.train(
                 opened, out=tmp_path / f"{head}-{poison}", encoder=ENCODER, head=head, n_genes=12,
                 options={"n_members": 1, "max_epochs": 5} if head == "mlp" else None,
             )  # fmt: skip
         finally:
-            module.HeldOut = original  # type: ignore[misc]
-        return seen["genes"], np.column_stack([seen["mean"], seen["baselines"][1]])
+            module.HeldOut = original
+        return seen["genes"], np.column_stack([seen["mean"], seen["baselines"][1]]), seen["truth"]
 
     clean, poisoned = fold_prediction(False), fold_prediction(True)
+    assert not np.allclose(clean[2], poisoned[2])
     assert clean[0] == poisoned[0]
     np.testing.assert_array_equal(clean[1], poisoned[1])
 
@@ -163,12 +165,14 @@ def test_model_refuses_features_of_another_encoder(
     trained: tuple[Path, dict[str, Any]], slides: dict[str, Path]
 ) -> None:
     sdata = store.open(slides["d"])
-    table = sdata.tables["features_colour_spots"].copy()
-    table.uns["stainseq"] = {
-        **table.uns["stainseq"],
-        "encoder": {**table.uns["stainseq"]["encoder"], "fingerprint": "0" * 32},
-    }
-    sdata.tables["features_colour_spots"] = table
+    ss.pp.features(sdata, encoder=ENCODER)
+    stamp = store.stamp_of(sdata, "features_colour_spots")
+    assert stamp is not None
+    more = {"encoder": {**stamp["encoder"], "fingerprint": "0" * 32}}
+    store.write_element(
+        sdata, "features_colour_spots", sdata.tables["features_colour_spots"], step="features",
+        parameters=stamp["parameters"], inputs=stamp["inputs"], more=more,
+    )  # fmt: skip
     with pytest.raises(InputError, match="learned from encoder 'colour'"):
         ss.tl.predict(trained[0], sdata)
 

@@ -56,6 +56,7 @@ def evaluate(
     """
     from scipy import sparse
 
+    from .. import store
     from ..core import ceiling, normalize, scores
     from ..model import UNITS
 
@@ -65,7 +66,7 @@ def evaluate(
                 f"no table {name!r}", where=sdata.path, fix=f"tables here: {', '.join(sdata.tables) or 'none'}"
             )
     counts, predicted = sdata.tables[truth], sdata.tables[prediction]
-    units = predicted.uns.get(keys.STAMP, {}).get("units", UNITS)
+    units = (store.stamp_of(sdata, prediction) or {}).get("units", UNITS)
     if units != UNITS:
         raise InputError(f"predictions in {units!r} cannot be scored", where=prediction, fix=f"predict in {UNITS!r}")
     shared = predicted.var_names.intersection(counts.var_names, sort=False)

@@ -71,7 +71,7 @@ def predict(
     """
     from .. import featurise, regions, registry, store
     from ..model import Model as Loaded
-    from ..model import load
+    from ..model import check_encoder, load
     from ..trainset import COLOUR
 
     if mode != "infer":
@@ -80,10 +80,14 @@ def predict(
     config = learned.config
     encoder = str(config["encoder"]["name"])
     where = regions.get(sdata, region)
-    features = _checked_features(
-        sdata, learned, region=region, encoder=encoder, weights=weights, image_key=image_key, device=device
+    features, stamp = featurise.ensure_features(
+        sdata, region=region, encoder=encoder, weights=weights, image_key=image_key, device=device
     )
-    image = features.uns[keys.STAMP]["inputs"].get(image_key, "")
+    found = stamp["encoder"]
+    check_encoder(
+        config, name=str(found["name"]), encoder_fingerprint=str(found["fingerprint"]), where=sdata.path or region
+    )
+    image = stamp["inputs"][image_key]
     of_fold = folds_of(learned, image=image, centres_um=where.centres_um)
     plugin = registry.load("heads", str(config["head"]))
     mean, spread = _by_fold(plugin, learned.state, learned.folds, features.X, of_fold, where.centres_um)
@@ -93,7 +97,7 @@ def predict(
     table.var["train_mean"] = np.asarray(config["gene_mean"], dtype=np.float32)
     table.obs[keys.FOLD] = of_fold
     if learned.colour:
-        colour = featurise.ensure_features(sdata, region=region, encoder=COLOUR, device="cpu")
+        colour, _ = featurise.ensure_features(sdata, region=region, encoder=COLOUR, image_key=image_key, device="cpu")
         ridge = registry.load("heads", "ridge")
         table.layers["baseline_colour"] = _by_fold(
             ridge, learned.colour[0], learned.colour[1:], colour.X, of_fold, where.centres_um
@@ -137,23 +141,6 @@ def folds_of(model: Model, *, image: str, centres_um: np.ndarray) -> np.ndarray:
         return np.full(len(centres_um), -1)
     _, nearest = cKDTree(rows[["x_um", "y_um"]].to_numpy()).query(centres_um)
     return rows["fold"].to_numpy()[nearest].astype(np.int64)
-
-
-def _checked_features(sdata: SpatialData, model: Model, **how: Any) -> Any:
-    from .. import featurise
-    from ..model import check_encoder
-
-    name = featurise.table_name(how["encoder"], how["region"])
-    image_key = how.pop("image_key")
-    if name in sdata.tables:
-        features = featurise.ensure_features(sdata, **how)
-    else:
-        features = featurise.write_features(sdata, image_key=image_key, **how)
-    found = features.uns[keys.STAMP]["encoder"]
-    check_encoder(
-        model.config, name=str(found["name"]), encoder_fingerprint=str(found["fingerprint"]), where=sdata.path
-    )
-    return features
 
 
 def _by_fold(

@@ -261,7 +261,9 @@ class HeldOut:
         data = self.data
         scored = np.flatnonzero(self.folds >= 0)
         genes = np.unique(np.concatenate([g for _, g, _ in self.parts]))
-        full = {k: np.full((len(data.ids), len(genes)), np.nan, dtype=np.float32) for k in self.parts[0][2]}
+        # The truth alone says what is missing: predictions there are never looked at.
+        full = {k: np.zeros((len(data.ids), len(genes)), dtype=np.float32) for k in self.parts[0][2]}
+        full["truth"][:] = np.nan
         limits = np.full((len(self.parts), len(genes)), np.nan)
         for i, (rows, own, values) in enumerate(self.parts):
             at = np.searchsorted(genes, own)
