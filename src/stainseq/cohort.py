@@ -57,7 +57,7 @@ class Cohort:
             No such slide.
         """
         from . import store
-        from .io.read import read
+        from .io._read import read
 
         rows = self.table[self.table["slide"] == slide]
         if rows.empty:

@@ -91,7 +91,7 @@ def test_duplicate_coordinates_are_no_trouble(table):
 
 
 def test_layouts_are_told_apart():
-    from stainseq.tl.domains import _layout
+    from stainseq.tl._domains import _layout
 
     x, y = np.meshgrid(np.arange(12.0), np.arange(12.0))
     assert _layout(np.c_[x.ravel(), y.ravel()]) == "square"

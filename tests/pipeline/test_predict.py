@@ -119,7 +119,7 @@ def test_poisoned_held_out_counts_change_no_prediction(head: str, slides: dict[s
             table.X = type(table.X)(rng.poisson(50, table.shape).astype(np.int32))
             opened[2].tables["counts_spots"] = table
         seen: dict[str, Any] = {}
-        module: Any = importlib.import_module("stainseq.tl.train")
+        module: Any = importlib.import_module("stainseq.tl._train")
 
         class Spy(module.HeldOut):
             def add(self, number: int, rows: Any, genes: Any, truth: Any, mean: Any, *baselines: Any) -> None:

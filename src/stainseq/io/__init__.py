@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .read import convert, read, sniff
+from ._read import convert, read, sniff
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

@@ -5,20 +5,24 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-_WHERE = {"tissue": "tissue", "grid": "tissue", "features": "features", "feature_map": "features", "pool": "features"}
+# Modules start with an underscore, so that none can stand before the function of the same name.
+_WHERE = {
+    "tissue": "_tissue",
+    "grid": "_tissue",
+    "features": "_features",
+    "feature_map": "_features",
+    "pool": "_features",
+}
 __all__ = ["feature_map", "features", "grid", "pool", "tissue"]
 
 if TYPE_CHECKING:
-    from .features import feature_map, features, pool
-    from .tissue import grid, tissue
+    from ._features import feature_map, features, pool
+    from ._tissue import grid, tissue
 
 
 def __getattr__(name: str) -> Any:
     if name in _WHERE:
-        module = importlib.import_module(f".{_WHERE[name]}", __name__)
-        # A function may share its module's name; binding it here keeps the function in front.
-        globals()[name] = value = getattr(module, name)
-        return value
+        return getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
     raise AttributeError(f"module 'stainseq.pp' has no attribute {name!r}")
 
 

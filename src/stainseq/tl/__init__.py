@@ -5,23 +5,21 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-_WHERE = {"domains": "domains", "evaluate": "evaluate", "predict": "predict", "svg": "svg", "train": "train"}
+# Modules start with an underscore, so that none can stand before the function of the same name.
+_WHERE = {"domains": "_domains", "evaluate": "_evaluate", "predict": "_predict", "svg": "_svg", "train": "_train"}
 __all__ = ["domains", "evaluate", "predict", "svg", "train"]
 
 if TYPE_CHECKING:
-    from .domains import domains
-    from .evaluate import evaluate
-    from .predict import predict
-    from .svg import svg
-    from .train import train
+    from ._domains import domains
+    from ._evaluate import evaluate
+    from ._predict import predict
+    from ._svg import svg
+    from ._train import train
 
 
 def __getattr__(name: str) -> Any:
     if name in _WHERE:
-        module = importlib.import_module(f".{_WHERE[name]}", __name__)
-        # A function may share its module's name; binding it here keeps the function in front.
-        globals()[name] = value = getattr(module, name)
-        return value
+        return getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
     raise AttributeError(f"module 'stainseq.tl' has no attribute {name!r}")
 
 
