@@ -101,6 +101,21 @@ def test_missing_truth():
     assert low < out["summary"]["spearman"] < high
 
 
+def test_a_gene_not_chosen_in_one_fold_is_scored_in_the_others():
+    truth, pred, xy, slides = _slides()
+    args = {"genes": list("abcdef"), "coordinates": xy, "slides": slides, "folds": slides, "n_boot": 50}
+    whole = scores.score(
+        truth[:144], pred[:144], **{k: v if k in ("genes", "n_boot") else v[:144] for k, v in args.items()}
+    )
+    truth[slides == 1, 3] = np.nan
+    pred[slides == 1, 3] = 0
+    out = scores.score(truth, pred, **args)
+    assert out["genes"][3]["pearson"] == pytest.approx(whole["genes"][3]["pearson"])
+    assert out["genes"][3]["ssim"] == pytest.approx(whole["genes"][3]["ssim"])
+    assert out["summary"]["n_constant_predictions"] == 0
+    assert None not in out["summary"]["intervals"]["ssim"]
+
+
 def test_compare_is_paired():
     truth, pred, xy, slides = _slides()
     rng = np.random.default_rng(5)

@@ -243,14 +243,17 @@ class _Sheet:
     def _ssim(self, prediction: np.ndarray) -> np.ndarray | None:
         if not self.lattices or len(self.truth) == 0:
             return None
-        holes = np.isnan(self.truth).any(axis=0)
-        known = np.where(holes, 0, self.truth)
+        missing = np.isnan(self.truth)
         out = np.full(self.truth.shape, np.nan)
         # One range per gene over all scored sections: the same error weighs the same on each.
-        span = np.ptp(known, axis=0).astype(np.float64)
+        high = np.where(missing, -np.inf, self.truth).max(axis=0)
+        low = np.where(missing, np.inf, self.truth).min(axis=0)
+        span = np.maximum(high - low, 0).astype(np.float64)
         for rows, fitted in self.lattices:
-            out[rows] = ssim_maps(known[rows], prediction[rows], lattice=fitted, data_range=span)
-        out[:, holes] = np.nan
+            # A map has no holes: a section counts for the genes that were measured in all of its rows.
+            whole = np.flatnonzero(~missing[rows].any(axis=0) & (span > 0))
+            at = np.ix_(rows, whole)
+            out[at] = ssim_maps(self.truth[at], prediction[at], lattice=fitted, data_range=span[whole])
         return out
 
     def blocks(self, block_um: float | None) -> tuple[np.ndarray, str]:

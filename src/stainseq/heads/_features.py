@@ -24,19 +24,28 @@ class Scaler(NamedTuple):
 
     def __call__(self, X: np.ndarray) -> np.ndarray:
         """Standardised and clipped features, float32."""
-        return np.clip((X - self.mean) * self.gain, -CLIP, CLIP)
+        z = X - self.mean
+        z *= self.gain
+        return np.clip(z, -CLIP, CLIP, out=z)
 
 
 def fit_scaler(X: np.ndarray, weights: np.ndarray) -> Scaler:
-    """Weighted mean and standard deviation of every feature, in float64 over blocks of rows."""
+    """Weighted mean and standard deviation of every feature, in one pass over blocks of rows.
+
+    Blocks are summed in float32 around a first guess of the mean, so that nothing cancels, and added up in float64.
+    """
     total, d = weights.sum(), X.shape[1]
-    mean, square = np.zeros(d), np.zeros(d)
-    for rows in blocks(len(X)):
-        mean += weights[rows] @ X[rows].astype(np.float64)
-    mean /= total
-    for rows in blocks(len(X)):
-        square += weights[rows] @ (X[rows] - mean) ** 2
-    sd = np.sqrt(square / total)
+    guess = X[:1024].mean(axis=0, dtype=np.float64).astype(np.float32)
+    shift, square = np.zeros(d), np.zeros(d)
+    for rows in blocks(len(X), 1024):
+        off = X[rows] - guess
+        w = weights[rows].astype(np.float32)
+        shift += w @ off
+        off *= off
+        square += w @ off
+    shift /= total
+    mean = guess + shift
+    sd = np.sqrt(np.maximum(square / total - shift * shift, 0))
     # A feature that varies only in its last digits is constant: float32 keeps about seven.
     varies = sd > 1e-6 * np.maximum(np.abs(mean), 1e-30)
     return Scaler(mean.astype(np.float32), np.divide(1, sd, out=np.zeros(d), where=varies).astype(np.float32))

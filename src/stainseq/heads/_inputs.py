@@ -148,3 +148,11 @@ def _weights(weights: np.ndarray | None, n: int) -> np.ndarray:
     if len(weights) != n or not np.isfinite(weights).all() or (weights < 0).any() or not weights.sum() > 0:
         raise InputError("weights are not one number >= 0 per row with a positive sum", where="weights")
     return weights / weights.mean()
+
+
+def canonical_order(X: np.ndarray, Y: np.ndarray) -> np.ndarray:
+    """Row numbers in an order that depends on the rows' content alone.
+
+    Heads that break ties or draw batches by row number sort first, so that shuffled input gives the same model.
+    """
+    return np.lexsort((row_hash(Y), row_hash(X)))

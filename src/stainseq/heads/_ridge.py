@@ -165,13 +165,16 @@ def _validate_sums(basis: _Basis, s: Sums, alphas: np.ndarray) -> tuple[np.ndarr
     del xx
     xy = gain[:, None] * (s.xy - np.outer(s.x, my) - np.outer(mx, s.y) + s.n * np.outer(mx, my))
     cross = vectors.T @ xy.astype(dtype)
-    sums = basis.vectors.T @ (gain * (s.x - s.n * mx))
+    sums = (basis.vectors.T @ (gain * (s.x - s.n * mx))).astype(dtype)
     y, yy = s.y - s.n * my, s.yy - 2 * my * s.y + s.n * my * my
-    out = []
+    products, out = basis.products.astype(dtype), []
     for penalty in alphas:
-        z = _shrink(basis.products, basis.values, penalty).astype(dtype)
-        pp = (z * (square @ z)).sum(axis=0, dtype=np.float64)
-        yp = (z * cross).sum(axis=0, dtype=np.float64)
+        z = products * (1 / (basis.values + penalty)).astype(dtype)[:, None]
+        pz = square @ z
+        pz *= z
+        pp = pz.sum(axis=0, dtype=np.float64)
+        np.multiply(z, cross, out=pz)
+        yp = pz.sum(axis=0, dtype=np.float64)
         out.append(_from_sums(s.n, sums @ z, y, np.maximum(pp, 0), yy, yp))
     sse, r = zip(*out, strict=True)
     return np.stack(sse), np.stack(r), s.n
