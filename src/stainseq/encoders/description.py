@@ -151,7 +151,18 @@ def spec(name: str) -> EncoderSpec:
     path = FOLDER / f"{name}.toml"
     if not name or "/" in name or "\\" in name or not path.is_file():
         raise MissingError(f"no encoder named {name!r}", fix=f"one of: {', '.join(spec_names())}")
-    return parse(name, tomllib.loads(path.read_text(encoding="utf-8")), where=path)
+    return parse(name, _read(name), where=path)
+
+
+def _read(name: str) -> dict[str, Any]:
+    """Content of a TOML file, over that of the file it extends."""
+    path = FOLDER / f"{name}.toml"
+    try:
+        facts = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as e:
+        raise FormatError(f"encoder description cannot be read ({e})", where=path) from e
+    base = facts.pop("extends", None)
+    return facts if base is None else {**_read(base), **facts}
 
 
 def members_of(name: str) -> list[str]:

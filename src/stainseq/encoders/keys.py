@@ -58,7 +58,8 @@ _BLOCK: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     )
 )
 
-_MERGED = (("attn.qkv", ("attn.q", "attn.k", "attn.v")), ("mlp.fc1", ("mlp.gate_proj", "mlp.up_proj")))
+_MERGED = (("attn.qkv", ("attn.q", "attn.k", "attn.v")), ("mlp.fc1", ("mlp.gate_proj", "mlp.up_proj")),
+           ("mlp.fc1", ("mlp.fc1_g", "mlp.fc1_x")))  # fmt: skip
 
 
 def _one(key: str) -> str:
