@@ -330,9 +330,11 @@ def check_frame(
     told = 0.01 < tissue < 0.97
     on, cover = _overlap(points, mask, cell)
     check = FrameCheck(inside, on if told else float("nan"), tissue)
+    bad = inside < MIN_INSIDE or (told and on < MIN_ON_TISSUE)
+    if not bad and not (told and cover < CORNER[0]):
+        return check
     best = _best_scale(points, mask, cell, dict(named or {}))
-    corner = told and cover < CORNER[0] and best[2] > CORNER[1] and best[1] >= CORNER[2]
-    if inside >= MIN_INSIDE and not (told and on < MIN_ON_TISSUE) and not corner:
+    if not bad and not (best[2] > CORNER[1] and best[1] >= CORNER[2]):
         return check
     n = len(points)
     if inside < MIN_INSIDE:

@@ -330,7 +330,7 @@ def join_side_table(path: Path, ids: list[str], *, notes: Notes) -> pd.DataFrame
 
 
 def tidy(table: pd.DataFrame) -> pd.DataFrame:
-    """Columns as spatialdata takes them: text as categories (missing stays missing), names of letters, digits, . - _."""
+    """Columns as spatialdata takes them: text as categories (missing stays missing), plain names."""
     out = table.copy()
     for name in out.columns:
         if out[name].dtype == object or str(out[name].dtype).startswith("string"):

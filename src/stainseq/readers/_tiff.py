@@ -6,10 +6,9 @@ event loop.
 
 from __future__ import annotations
 
-import threading
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -61,40 +60,48 @@ def open_tiff(path: Path) -> Picture:
     FormatError
         Damaged, truncated (tiles beyond the end of the file), or not a flat picture.
     """
-    tif = _open(path)
-    try:
-        series = _main_series(tif)
-        levels = _pyramid(tif, series)
-        arrays = tuple(_level(level, path) for level in levels)
-        model, palette = _model(levels[0], arrays[0].shape, path)
-        mpp, mpp_from = _mpp(tif, series, arrays[0].shape[:2])
-    except (ValueError, IndexError, KeyError, OSError, RuntimeError) as e:
-        if isinstance(e, FormatError):
-            raise
-        raise FormatError(f"a damaged or truncated TIFF ({e})", where=path, fix="copy or download it again") from e
+    with _open(path) as tif:
+        try:
+            return _picture(tif, path)
+        except (ValueError, IndexError, KeyError, OSError, RuntimeError) as e:
+            if isinstance(e, FormatError):
+                raise
+            raise FormatError(f"a damaged or truncated TIFF ({e})", where=path, fix="copy or download it again") from e
+
+
+def _picture(tif: TiffFile, path: Path) -> Picture:
+    main = _main_series(tif)
+    series = tif.series[main]
+    levels = _pyramid(tif, main)
+    arrays = tuple(_level(tif, at, path) for at in levels)
+    model, palette = _model(series, arrays[0].shape, path)
+    mpp, mpp_from = _mpp(tif, main, arrays[0].shape[:2])
     kind = {"svs": "SVS", "ome": "OME-TIFF"}.get(series.kind, "BigTIFF" if tif.is_bigtiff else "TIFF")
     return Picture(arrays, path, kind, mpp=mpp, mpp_from=mpp_from, model=model, palette=palette)
 
 
-def _main_series(tif: TiffFile) -> TiffPageSeries:
-    """The first series, unless another is larger (some writers put the label first)."""
-    return max(tif.series, key=lambda s: int(np.prod(s.shape, dtype=np.int64)))
+def _main_series(tif: TiffFile) -> int:
+    """Index of the first series, unless another is larger (some writers put the label first)."""
+    sizes = [int(np.prod(s.shape, dtype=np.int64)) for s in tif.series]
+    return int(np.argmax(sizes))
 
 
-def _pyramid(tif: TiffFile, series: TiffPageSeries) -> list[TiffPageSeries]:
-    """Levels of a series; separate series of the same picture, ever smaller, count as levels too."""
-    levels = list(series.levels)
+def _pyramid(tif: TiffFile, main: int) -> list[tuple[int, int]]:
+    """(series, level) of each level; separate series of the same picture, ever smaller, count as levels too."""
+    series = tif.series[main]
+    levels = [(main, i) for i in range(len(series.levels))]
     if len(levels) > 1 or series.kind in ("svs", "ome"):
         return levels
-    for other in tif.series:
-        last = levels[-1].shape
-        if other is series or other.dtype != series.dtype or len(other.shape) != len(last):
+    last = series.shape
+    for i, other in enumerate(tif.series):
+        if i == main or other.dtype != series.dtype or len(other.shape) != len(last):
             continue
         y, x = _yx(other.shape)
         ratio = _size(last)[0] / other.shape[y], _size(last)[1] / other.shape[x]
         same = abs(ratio[0] / ratio[1] - 1) < 0.01 + 2 / min(other.shape[y], other.shape[x])
         if same and min(ratio) > 1.5 and abs(np.log2(ratio[0]) - round(np.log2(ratio[0]))) < 0.05:
-            levels.append(other)
+            levels.append((i, 0))
+            last = other.shape
     return levels
 
 
@@ -110,10 +117,11 @@ def _size(shape: tuple[int, ...]) -> tuple[int, int]:
     return shape[y], shape[x]
 
 
-def _level(level: TiffPageSeries, path: Path) -> Any:
+def _level(tif: TiffFile, at: tuple[int, int], path: Path) -> Any:
     """One level as a dask array (y, x) or (y, x, channels)."""
     import dask.array as da
 
+    level = tif.series[at[0]].levels[at[1]]
     shape = tuple(n for n in level.shape if n != 1) if len(level.shape) > 3 else level.shape
     if len(shape) not in (2, 3) or (len(shape) == 3 and min(shape[0], shape[-1]) > 4):
         raise FormatError(
@@ -122,14 +130,15 @@ def _level(level: TiffPageSeries, path: Path) -> Any:
             fix="give the H&E image as one plane of 1, 3 or 4 channels",
         )
     pages = [p for p in level.pages if p is not None]
-    _check_extent(pages, path)
+    one_file = all(p.parent is tif for p in pages)
+    if one_file:
+        _check_extent(pages, path)
     key = level.keyframe
     planes = key.samplesperpixel if key.planarconfig == 2 else 1
     stored = sum(int(np.prod(p.shape, dtype=np.int64)) for p in pages)
-    one_file = len({id(p.parent) for p in pages}) == 1
     regular = stored == int(np.prod(shape, dtype=np.int64)) and one_file and (len(pages) == 1 or planes == 1)
     if not regular or key.imagedepth > 1 or _segment_bytes(key) > WHOLE_BYTES:
-        whole = Decoded(partial(_asarray, level, shape), shape, level.dtype, path)
+        whole = Decoded(partial(_asarray, path, at, shape), shape, level.dtype, path)
         array = lazy(whole, tuple(CHUNK if n > 4 else n for n in shape))
     else:
         parts = [PageArray(p, path, plane=k) for p in pages for k in range(planes)]
@@ -142,8 +151,9 @@ def _level(level: TiffPageSeries, path: Path) -> Any:
     return array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
 
 
-def _asarray(level: TiffPageSeries, shape: tuple[int, ...]) -> np.ndarray:
-    return level.asarray().reshape(shape)
+def _asarray(path: Path, at: tuple[int, int], shape: tuple[int, ...]) -> np.ndarray:
+    with _open(path) as tif:
+        return tif.series[at[0]].levels[at[1]].asarray().reshape(shape)
 
 
 def _segment_bytes(page: Any) -> int:
@@ -174,7 +184,8 @@ class PageArray:
 
     def __init__(self, page: Any, path: Path, *, plane: int = 0) -> None:
         key = page.keyframe
-        self._page, self._key, self._path = page, key, path
+        self._path, self._decode = path, key.decode
+        self._offsets, self._counts = page.dataoffsets, page.databytecounts
         together = key.planarconfig != 2 and key.samplesperpixel > 1
         self.shape: tuple[int, ...] = (key.imagelength, key.imagewidth, *((key.samplesperpixel,) if together else ()))
         self.dtype, self.ndim = np.dtype(key.dtype), len(self.shape)
@@ -184,7 +195,6 @@ class PageArray:
         self._first = plane * self._across * -(-key.imagelength // self._tile[0])
         self._tables = getattr(page, "jpegtables", None)
         self._header = getattr(page, "jpegheader", None)
-        self._lock = threading.Lock()
 
     @property
     def chunks(self) -> tuple[int, ...]:
@@ -201,15 +211,16 @@ class PageArray:
         out = np.empty((y1 - y0, x1 - x0, *self.shape[2:]), dtype=self.dtype)
         if out.size:
             height, width = self._tile
-            for row in range(y0 // height, -(-y1 // height)):
-                for column in range(x0 // width, -(-x1 // width)):
-                    self._paste(out, row, column, (y0, y1, x0, x1))
+            with open(self._path, "rb") as file:
+                for row in range(y0 // height, -(-y1 // height)):
+                    for column in range(x0 // width, -(-x1 // width)):
+                        self._paste(out, file, (row, column), (y0, y1, x0, x1))
         return out[inner]
 
-    def _paste(self, out: np.ndarray, row: int, column: int, box: tuple[int, int, int, int]) -> None:
+    def _paste(self, out: np.ndarray, file: IO[bytes], at: tuple[int, int], box: tuple[int, int, int, int]) -> None:
         y0, y1, x0, x1 = box
-        top, left = row * self._tile[0], column * self._tile[1]
-        tile = self._read(self._first + row * self._across + column)
+        top, left = at[0] * self._tile[0], at[1] * self._tile[1]
+        tile = self._read(file, self._first + at[0] * self._across + at[1])
         v0, u0 = max(y0, top), max(x0, left)
         if tile is None:  # sparse files leave out empty tiles
             v1, u1 = min(y1, top + self._tile[0]), min(x1, left + self._tile[1])
@@ -218,16 +229,13 @@ class PageArray:
         v1, u1 = min(y1, top + tile.shape[0]), min(x1, left + tile.shape[1])
         out[v0 - y0 : v1 - y0, u0 - x0 : u1 - x0] = tile[v0 - top : v1 - top, u0 - left : u1 - left]
 
-    def _read(self, index: int) -> np.ndarray | None:
-        offset, count = self._page.dataoffsets[index], self._page.databytecounts[index]
-        if count == 0:
+    def _read(self, file: IO[bytes], index: int) -> np.ndarray | None:
+        if self._counts[index] == 0:
             return None
-        handle = self._page.parent.filehandle
-        with self._lock:
-            handle.seek(offset)
-            data = handle.read(count)
+        file.seek(self._offsets[index])
+        data = file.read(self._counts[index])
         try:
-            tile = self._key.decode(data, index, jpegtables=self._tables, jpegheader=self._header)[0]
+            tile = self._decode(data, index, jpegtables=self._tables, jpegheader=self._header)[0]
         except (ValueError, RuntimeError, OSError, IndexError) as e:
             raise FormatError(
                 f"tile {index} cannot be decoded ({e}): truncated or damaged",
@@ -257,9 +265,7 @@ def _model(series: TiffPageSeries, shape: tuple[int, ...], path: Path) -> tuple[
     return {2: "grey-alpha", 3: "rgb"}.get(channels, "?"), None
 
 
-def _mpp(
-    tif: TiffFile, series: TiffPageSeries, shape: tuple[int, ...]
-) -> tuple[tuple[float, float] | None, str | None]:
+def _mpp(tif: TiffFile, main: int, shape: tuple[int, ...]) -> tuple[tuple[float, float] | None, str | None]:
     """Pixel size (x, y) from metadata, and its name."""
     if tif.is_svs:
         from tifffile.tifffile import svs_description_metadata
@@ -267,9 +273,9 @@ def _mpp(
         value = svs_description_metadata(tif.pages.first.description).get("MPP")
         if isinstance(value, (int, float)) and value > 0:
             return (float(value), float(value)), "Aperio MPP"
-    if tif.is_ome and (found := _ome_mpp(tif.ome_metadata or "", tif.series.index(series), shape)):
+    if tif.is_ome and (found := _ome_mpp(tif.ome_metadata or "", main, shape)):
         return found, "OME PhysicalSize"
-    tags = series.keyframe.tags
+    tags = tif.series[main].keyframe.tags
     try:
         across, down = (float(np.divide(*tags[name].value)) for name in ("XResolution", "YResolution"))
     except (KeyError, TypeError, ZeroDivisionError):

@@ -150,7 +150,7 @@ def read(
     rows = join(
         wanted.index, counts.ids, notes=notes, where=counts_path, what="spots" if off_tissue else "spots on tissue"
     )
-    unknown = int((~np.isin(counts.ids, positions.index)).sum())
+    unknown = len(set(counts.ids) - set(positions.index))
     if unknown:
         notes(f"{unknown} barcodes of the counts without a position left out")
     kept, rows = wanted[rows >= 0], rows[rows >= 0]
