@@ -60,7 +60,7 @@ def write_features(
     name = encoder_name(encoder)
     where = regions.get(sdata, region)
     opened = image.open_image(sdata, image_key)
-    network = encoders.load(name, weights=weights, device=device, precision=precision)
+    network = encoders.load(name, weights=Path(weights) if weights else None, device=device, precision=precision)
     with progress(f"features {name}", len(where.ids)) as advance:
         values, run = engine.encode_points(opened, where.centres_um, network, batch_size=batch_size, progress=advance)
     table = region_table(values, where, region)
@@ -127,7 +127,9 @@ def dense_map(
     from . import encoders
 
     opened = image.open_image(sdata, image_key)
-    network = encoders.load(encoder_name(encoder), weights=weights, device=device, precision=precision)
+    network = encoders.load(
+        encoder_name(encoder), weights=Path(weights) if weights else None, device=device, precision=precision
+    )
     keep: Callable[[tuple[float, float, float, float]], bool] | None = None
     if tissue_key is None:
         height, width = opened.shape

@@ -116,9 +116,7 @@ def read_window(image: LevelStack, centre_um: np.ndarray, *, size_px: int, mpp: 
     numpy.ndarray
         uint8 [size_px, size_px, 3], white beyond the slide's edge.
     """
-    return read_window_px(
-        image, image.to_px(np.atleast_2d(centre_um))[0], size_px=size_px, factor=mpp / image.mpp
-    )
+    return read_window_px(image, image.to_px(np.atleast_2d(centre_um))[0], size_px=size_px, factor=mpp / image.mpp)
 
 
 def read_window_px(image: LevelStack, centre_px: np.ndarray, *, size_px: int, factor: float) -> np.ndarray:
@@ -159,9 +157,7 @@ def read_box(image: LevelStack, box_um: tuple[float, float, float, float], *, mp
         np.ceil(corners.max(0) / down).astype(int),
     )
     if x1 <= x0 or y1 <= y0:
-        raise InputError(
-            "an empty box", where=f"{box_um} um", fix="give min_x, min_y, max_x, max_y with max above min"
-        )
+        raise InputError("an empty box", where=f"{box_um} um", fix="give min_x, min_y, max_x, max_y with max above min")
     block = image.read(level, int(y0), int(y1), int(x0), int(x1))
     size = tuple(max(1, round(s * down / factor)) for s in (x1 - x0, y1 - y0))
     return cv2.resize(block, size, interpolation=cv2.INTER_AREA if factor > down else cv2.INTER_LINEAR)
@@ -198,9 +194,7 @@ def level_thumbnail(image: LevelStack, *, max_px: int) -> tuple[np.ndarray, floa
     array = image.levels[level]
     size = max(1, round(width / factor)), max(1, round(height / factor))
     if array.shape[1] * array.shape[2] <= 64 << 20:
-        return cv2.resize(
-            _rgb(np.asarray(array[...])), size, interpolation=cv2.INTER_AREA
-        ), image.mpp * width / size[0]
+        return cv2.resize(_rgb(np.asarray(array[...])), size, interpolation=cv2.INTER_AREA), image.mpp * width / size[0]
     # An image without a pyramid: reduce it strip by strip, never whole.
     out = np.empty((size[1], size[0], 3), dtype=np.uint8)
     rows = np.linspace(0, array.shape[1], size[1] + 1).astype(int)
@@ -232,9 +226,7 @@ class _ChunkCache:
                 c, d = max(left, j * cw), min(right, (j + 1) * cw)
                 if b > a and d > c:
                     block = self._chunk(array, level, i, j, ch, cw)
-                    out[a - y0 : b - y0, c - x0 : d - x0] = block[
-                        a - i * ch : b - i * ch, c - j * cw : d - j * cw
-                    ]
+                    out[a - y0 : b - y0, c - x0 : d - x0] = block[a - i * ch : b - i * ch, c - j * cw : d - j * cw]
         return out
 
     def _chunk(self, array: Any, level: int, i: int, j: int, ch: int, cw: int) -> np.ndarray:
@@ -282,7 +274,7 @@ def _levels_on_disk(sdata: SpatialData, key: str) -> list[Any]:
     if not folder.is_dir():
         return []
     group = zarr.open_group(folder, mode="r")
-    attrs = dict(group.attrs)
+    attrs: dict[str, Any] = dict(group.attrs)
     multiscales = attrs.get("ome", attrs).get("multiscales", [])
     return [group[d["path"]] for d in multiscales[0]["datasets"]] if multiscales else []
 
@@ -314,9 +306,5 @@ def _to_um(element: Any, key: str) -> np.ndarray:
 
     transformations = get_transformation(element, get_all=True)
     if keys.UM not in transformations:
-        raise ScaleError(
-            f"image {key!r} has no pixel size", fix="convert the slide again with --mpp MICRONS_PER_PIXEL"
-        )
-    return np.asarray(
-        transformations[keys.UM].to_affine_matrix(input_axes=("x", "y"), output_axes=("x", "y"))
-    )
+        raise ScaleError(f"image {key!r} has no pixel size", fix="convert the slide again with --mpp MICRONS_PER_PIXEL")
+    return np.asarray(transformations[keys.UM].to_affine_matrix(input_axes=("x", "y"), output_axes=("x", "y")))

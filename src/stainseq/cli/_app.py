@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cyclopts
 
 from .. import __version__
@@ -14,7 +16,7 @@ app = cyclopts.App(
     version_flags=["--version"],
     help_format="plaintext",
 )
-_GROUPS = {
+_GROUPS: dict[str, list[Any]] = {
     "The main job": [
         show.demo,
         slides.convert,

@@ -42,6 +42,8 @@ def otsu(values: np.ndarray, bins: int = 256) -> float:
     bins
         Bins of the histogram between the smallest and the largest value.
     """
+    if values.size == 0 or np.ptp(values) <= 1e-6 * max(1.0, float(np.abs(values).max())):
+        return float(values.flat[0]) if values.size else 0.0  # one colour: there is no range to cut into bins
     histogram, edges = np.histogram(values, bins=bins)
     if histogram[0] == values.size or edges[-1] == edges[0]:
         return float(edges[0])
@@ -93,9 +95,9 @@ def tissue_mask(
     mask = (density > threshold * 0.6 + background * 0.4).astype(np.uint8)
     radius = max(1, round(close_um / 2 / mpp))
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-    mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, kernel)
-    mask = _drop_small(mask, min_area_um2 / mpp**2)
-    return _drop_small(1 - mask, max_hole_um2 / mpp**2) == 0
+    closed = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, kernel)
+    kept = _drop_small(closed.astype(np.uint8), min_area_um2 / mpp**2)
+    return _drop_small(1 - kept, max_hole_um2 / mpp**2) == 0
 
 
 def _drop_small(mask: np.ndarray, min_px: float) -> np.ndarray:
@@ -133,7 +135,7 @@ def outlines(mask: np.ndarray, *, mpp: float, simplify_um: float = 2.0, min_area
     if hierarchy is None:
         return []
     rings = [(c[:, 0, :].astype(float) + 0.5) * mpp for c in contours]
-    polygons = []
+    polygons: list[Any] = []
     for i, (_, _, child, parent) in enumerate(hierarchy[0]):
         if parent >= 0 or len(rings[i]) < 3:
             continue

@@ -162,6 +162,6 @@ def _rasterise(outline: object, mpp: float) -> tuple[np.ndarray, float]:
     mpp = max(mpp, float(np.sqrt(max(max_x, 1) * max(max_y, 1) / 2e8)))
     mask = np.zeros((int(np.ceil(max_y / mpp)) + 1, int(np.ceil(max_x / mpp)) + 1), dtype=np.uint8)
     for polygon in getattr(outline, "geoms", [outline]):
-        rings = [polygon.exterior, *polygon.interiors]  # type: ignore[attr-defined]
+        rings = [polygon.exterior, *polygon.interiors]
         cv2.fillPoly(mask, [np.round(np.asarray(r.coords) / mpp - 0.5).astype(np.int32) for r in rings], 1)
     return mask.astype(bool), mpp

@@ -106,7 +106,7 @@ def train(
         genes=_gene_list(genes),
         device=device,
     )
-    split, folds = make_folds(data, split, n_folds=n_folds, block_um=block_um, seed=seed)
+    by, folds = make_folds(data, split, n_folds=n_folds, block_um=block_um, seed=seed)
     fit = Fitting(plugin, data, options or {}, seed)
     everything = np.arange(len(data.ids))
     chosen = np.arange(len(data.genes)) if genes is not None else choose_genes(data, everything, n_genes)
@@ -120,7 +120,7 @@ def train(
         final = fit.head(everything, chosen)
         colour.insert(0, fit.colour(everything, chosen))
         advance(1)
-    metrics = {**held_out.score(seed=seed), "split": split, "n_folds": len(folds)}
+    metrics = {**held_out.score(seed=seed), "split": by, "n_folds": len(folds)}
     training = _training_table(data, folds)
     names = [data.genes[i] for i in chosen]
     config = {
@@ -136,11 +136,11 @@ def train(
         "gene_mean": [float(v) for v in fit.targets(everything, chosen).mean(axis=0)],
         "units": model.UNITS,
         "slides": data.slides,
-        "split": split,
+        "split": by,
         "n_folds": len(folds),
         "seed": seed,
         "seconds": round(time.perf_counter() - start, 2),
-        "notes": _notes(data, split),
+        "notes": _notes(data, by),
     }
     model.save(model.Model(config, final, states, training, colour, metrics), target, overwrite=overwrite)
     return metrics
