@@ -128,7 +128,7 @@ def _values(text: bytes, data: np.ndarray, starts: np.ndarray, length: np.ndarra
             number = float(text[starts[i] : starts[i] + length[i]].strip().strip(b'"'))
         except ValueError:
             number = -1.0
-        values[i] = int(number) if number.is_integer() and number >= 0 else -1
+        values[i] = int(number) if number.is_integer() and 0 <= number <= MAX_COUNT else -1
     values[values > MAX_COUNT] = -1
     return values
 

@@ -215,8 +215,9 @@ def lazy(array: Any, chunks: tuple[int, ...]) -> Array:
     """A dask array over anything that has shape, dtype and slicing."""
     import dask.array as da
 
-    # A name of our own: hashing the object would read it.
-    return da.from_array(array, chunks=chunks, name=False, asarray=False, lock=False, inline_array=True)
+    # Without a name dask hashes the object, without a meta it slices it: either would decode it.
+    meta = np.empty((0,) * array.ndim, dtype=array.dtype)
+    return da.from_array(array, chunks=chunks, name=False, asarray=False, lock=False, inline_array=True, meta=meta)
 
 
 def _open_raster(path: Path, kind: str) -> Picture:

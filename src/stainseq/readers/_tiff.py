@@ -253,7 +253,7 @@ def _model(series: TiffPageSeries, shape: tuple[int, ...], path: Path) -> tuple[
     channels = 1 if len(shape) == 2 else shape[2]
     photometric = int(page.photometric)
     if photometric == 3 and page.colormap is not None and channels == 1:
-        return "palette", np.ascontiguousarray((page.colormap.T // 257).astype(np.uint8))
+        return "palette", np.ascontiguousarray((page.colormap.T // 256).astype(np.uint8))
     if photometric == 8 or (photometric == 6 and int(page.compression) not in (6, 7, 33003, 33005, 34712, 22610)):
         raise FormatError("a TIFF in CIELab or raw YCbCr colours", where=path, fix="save it as RGB")
     if series.kind == "ome" and channels in (2, 4) and photometric == 1:
