@@ -16,7 +16,6 @@ from . import keys
 from ._settings import settings
 from .errors import StoreError
 
-SECTIONS = ("C2", "C3", "C4")
 HELD_OUT = "C4"
 CITATION = (
     "Tissue: Andersson A, Larsson L, Stenbeck L, et al. Spatial deconvolution of HER2-positive breast cancer "
@@ -25,13 +24,8 @@ CITATION = (
 )
 
 
-def section_path(section: str) -> Path:
-    """Folder of one of the sections that come with the package (C2, C3, C4)."""
-    return Path(__file__).parent / "data" / "her2st" / section
-
-
 def run(
-    out: str | Path, *, encoder: str | None = None, n_genes: int = 250, seed: int = 0, overwrite: bool = False
+    out: str | Path, *, encoder: str | None = None, n_genes: int = 100, seed: int = 0, overwrite: bool = False
 ) -> dict[str, Any]:
     """Do the whole job and write a report.
 
@@ -59,7 +53,7 @@ def run(
     StoreError
         `out` holds something that is not a demo's.
     """
-    from . import io, pl, pp, tl
+    from . import datasets, io, pl, pp, tl
     from . import store as stores
 
     target = Path(out)
@@ -78,13 +72,15 @@ def run(
         path = target / f"{section}.zarr"
         if path.exists() and not overwrite:
             return stores.open(path)
-        return io.convert(section_path(section), path, patient="C", tissue="breast", slide=section, overwrite=overwrite)
+        return io.convert(
+            datasets.her2st(section), path, patient="C", tissue="breast", slide=section, overwrite=overwrite
+        )
 
-    slides = {s: step(f"convert {s}", lambda s=s: convert(s)) for s in SECTIONS}  # type: ignore[misc]
+    slides = {s: step(f"convert {s}", lambda s=s: convert(s)) for s in datasets.HER2ST}  # type: ignore[misc]
     test = slides[HELD_OUT]
     for name, sdata in slides.items():
         step(f"features {name}", lambda sdata=sdata: pp.features(sdata, region=keys.SPOTS, encoder=encoder))  # type: ignore[misc]
-    training = [slides[s] for s in SECTIONS if s != HELD_OUT]
+    training = [slides[s] for s in datasets.HER2ST if s != HELD_OUT]
     cross = step(
         "train on C2 and C3",
         lambda: tl.train(training, out=target / "model", encoder=encoder, n_genes=n_genes, seed=seed, overwrite=True),
@@ -102,7 +98,7 @@ def run(
     step("domains", lambda: tl.domains(test, n_domains=6, region=keys.SPOTS, seed=seed))
     metrics |= {
         "held_out": HELD_OUT,
-        "trained_on": [s for s in SECTIONS if s != HELD_OUT],
+        "trained_on": [s for s in datasets.HER2ST if s != HELD_OUT],
         "cross_validation": cross["summary"],
     }
     metrics["steps"] = done
