@@ -88,6 +88,7 @@ def domains(
     from .. import registry
     from ..core import normalize
     from ..core.refine import refine
+    from ..core.values import is_counts
     from . import _tables
 
     chosen = _tables.expression(data, region=region, table_key=table_key, layer=layer, sample=sample)
@@ -96,7 +97,7 @@ def domains(
     values = chosen.values
     found_layout = layout or _layout(chosen.coordinates)
     labels, probabilities, embedding, info = plugin.assign(
-        normalize.log1p_cp10k(values) if _tables.is_counts(values) else values,
+        normalize.log1p_cp10k(values) if is_counts(values) else values,
         coordinates=chosen.coordinates,
         n_domains=n_domains,
         image_features=None if image_features is None else _image_features(chosen, image_features),

@@ -73,7 +73,7 @@ def svg(
         One row per gene, best first: ``gene``, the method's own columns, ``padj`` (Benjamini-Hochberg), ``svg``,
         ``rank`` (1 is best). Genes that were not tested (unvarying, or in too few spots) come last with NaN.
         Written to the table: ``var["<key>.padj"]`` float64, ``var["<key>.svg"]`` bool, ``var["<key>.rank"]``
-        float64, and the method and its options in ``uns["<key>"]``.
+        float64; the whole table, the method and its options in ``uns["<key>"]``.
 
     Raises
     ------
@@ -86,6 +86,7 @@ def svg(
 
     from .. import registry
     from ..core.autocorr import benjamini_hochberg
+    from ..core.values import is_counts
     from . import _tables
 
     chosen = _tables.expression(data, region=region, table_key=table_key, layer=layer, sample=sample)
@@ -108,7 +109,7 @@ def svg(
         values,
         chosen.coordinates,
         genes=genes,
-        **_accepted(plugin, name, counts=_tables.is_counts(values), seed=seed, where=chosen.where),
+        **_accepted(plugin, name, counts=is_counts(values), seed=seed, where=chosen.where),
         **options,
     )
     log_p = table["log10_pval"].to_numpy() * np.log(10) if "log10_pval" in table else np.log(table["pval"].to_numpy())
@@ -125,7 +126,7 @@ def svg(
         chosen.table.var[f"{key}.{column}"] = by_gene[column].to_numpy(dtype=bool if column == "svg" else np.float64)
     parameters = {"method": name, "n_svg": n_svg, "fdr": fdr, "min_spots": min_spots, "seed": seed, **options}
     parameters |= {k: v for k, v in {"layer": layer, "sample": sample, "key": key}.items() if v is not None}
-    chosen.table.uns[key] = {"params": parameters, "tested": int(test.sum())}
+    chosen.table.uns[key] = {"params": parameters, "tested": int(test.sum()), "table": table}
     if csv is not None:
         _tables.write_csv(table, csv)
     chosen.save(step="svg", parameters=parameters, out=out)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import keys
+from .._files import write_file
 from ..errors import FormatError, InputError, MissingError
 
 if TYPE_CHECKING:
@@ -175,49 +175,9 @@ def open_path(path: str | os.PathLike[str]) -> Any:
         raise FormatError(f"not an AnnData file, or damaged ({e})", where=path, fix="write it again") from e
 
 
-def is_counts(values: Any) -> bool:
-    """Whether values look like raw counts: nothing between integers.
-
-    Raises
-    ------
-    InputError
-        All are integers, but some are negative.
-    """
-    data = values.data if hasattr(values, "indptr") else np.asarray(values).ravel()
-    negative = False
-    step = 1 << 20
-    for start in range(0, len(data), step):
-        piece = data[start : start + step]
-        if piece.dtype.kind == "f" and (piece != np.rint(piece)).any():
-            return False
-        negative |= piece.dtype.kind in "if" and bool((piece < 0).any())
-    if negative:
-        raise InputError("counts are negative", fix="give raw counts, or values that are normalised but not rounded")
-    return True
-
-
 def write_csv(frame: DataFrame, path: str | os.PathLike[str]) -> None:
     """Write a table; the file appears under its name only when it is complete."""
     write_file(path, lambda staged: frame.to_csv(staged, index=False))
-
-
-def write_file(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> None:
-    """Write a file beside its place and move it there."""
-    from ..store.files import as_store_errors
-
-    path = Path(path)
-    if path.exists() and not path.is_file():  # such as /dev/stdout
-        with as_store_errors(path):
-            write(path)
-        return
-    staged = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
-    with as_store_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write(staged)
-            staged.replace(path)
-        finally:
-            staged.unlink(missing_ok=True)
 
 
 def _only_table(sdata: SpatialData, region: str) -> str:

@@ -1,0 +1,268 @@
+"""The pieces of a map: picture below, regions above, scale bar, colour bar."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import _style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+RASTER_ABOVE = 2_000
+"""More regions than this become pixels inside vector files, which else open slowly."""
+
+PAINT_ABOVE = 30_000
+"""More regions than this are painted as pixels by numpy: drawing each as a path takes seconds per 100,000."""
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass
+class Marks:
+    """Regions to be drawn, in microns.
+
+    Parameters
+    ----------
+    xy
+        float64 [n, 2] centres.
+    radius
+        float64 [n], um; of the circle, or of a circle as large as the region.
+    polygons
+        Shapely polygons, one per region, or None for circles.
+    square
+        Regions are squares of side 2 * radius.
+    """
+
+    xy: np.ndarray
+    radius: np.ndarray
+    polygons: Sequence[Any] | None = None
+    square: bool = False
+
+    def inside(self, box: Box) -> np.ndarray:
+        """Which of them touch a box."""
+        x, y = self.xy.T
+        r = self.radius
+        return (x + r > box[0]) & (x - r < box[2]) & (y + r > box[1]) & (y - r < box[3])
+
+    def take(self, which: np.ndarray) -> Marks:
+        """Some of them."""
+        index = np.flatnonzero(which)
+        polygons = None if self.polygons is None else [self.polygons[int(i)] for i in index]
+        return Marks(self.xy[index], self.radius[index], polygons, self.square)
+
+
+def frame(ax: Axes, box: Box) -> None:
+    """Axes of a map: equal scales, y down, nothing around."""
+    ax.set_xlim(box[0], box[2])
+    ax.set_ylim(box[3], box[1])
+    ax.set_aspect("equal")
+    ax.set_axis_off()
+
+
+def picture(ax: Axes, rgb: np.ndarray, box: Box, *, alpha: float) -> None:
+    """The image below; lightened towards white, so that nothing shines through from below in print."""
+    if alpha < 1:
+        rgb = (255 - alpha * (255 - rgb.astype(np.float32))).astype(np.uint8)
+    ax.imshow(rgb, extent=(box[0], box[2], box[3], box[1]), interpolation="antialiased", zorder=0, aspect="equal")
+
+
+def regions(
+    ax: Axes, marks: Marks, colours: np.ndarray, box: Box, *, edge: str | None = None, longest_px: int = 700
+) -> None:
+    """Fill regions with one colour each.
+
+    Parameters
+    ----------
+    ax
+        Axes of the map.
+    marks
+        The regions, those inside the box alone.
+    colours
+        float [n, 4] RGBA.
+    box
+        What the axes show, um.
+    edge
+        Outline colour; then regions are not filled.
+    longest_px
+        Pixels of the map's longer side, where regions are painted. Finer ones would be lost at print size.
+    """
+    from matplotlib.collections import EllipseCollection, PolyCollection
+
+    n = len(marks.xy)
+    if n == 0:
+        return
+    if n > PAINT_ABOVE and edge is None:
+        rgba = paint(marks.xy, marks.radius, colours, box, longest_px)
+        ax.imshow(rgba, extent=(box[0], box[2], box[3], box[1]), interpolation="antialiased", zorder=1, aspect="equal")
+        return
+    style: dict[str, Any] = {"rasterized": n > RASTER_ABOVE, "zorder": 1}
+    style |= {"facecolors": "none", "edgecolors": edge, "linewidths": 0.5} if edge else {
+        "facecolors": colours, "edgecolors": "none", "linewidths": 0}  # fmt: skip
+    if marks.polygons is not None:
+        outlines = [np.asarray(p.exterior.coords) for p in marks.polygons]
+        ax.add_collection(PolyCollection(outlines, **style), autolim=False)
+    elif marks.square:
+        corner = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], dtype=float)
+        ax.add_collection(
+            PolyCollection(marks.xy[:, None] + marks.radius[:, None, None] * corner, **style), autolim=False
+        )
+    else:
+        wide = 2 * marks.radius
+        circles = EllipseCollection(
+            wide, wide, np.zeros(n), units="xy", offsets=marks.xy, offset_transform=ax.transData, **style
+        )
+        ax.add_collection(circles, autolim=False)
+
+
+def paint(xy: np.ndarray, radius: np.ndarray, colours: np.ndarray, box: Box, longest: int) -> np.ndarray:
+    """Paint many small discs into an RGBA image.
+
+    A pixel has the mean colour of the regions whose disc covers it: with hundreds of thousands of cells several share
+    a pixel, and whichever was drawn last would hide the others.
+
+    Parameters
+    ----------
+    xy, radius
+        Centres [n, 2] and radii [n], um.
+    colours
+        [n, 4] RGBA, 0 to 1.
+    box
+        What the image shows, um.
+    longest
+        Pixels of its longer side.
+
+    Returns
+    -------
+    array
+        float32 [h, w, 4].
+    """
+    per_um = longest / max(box[2] - box[0], box[3] - box[1])
+    w, h = max(1, round((box[2] - box[0]) * per_um)), max(1, round((box[3] - box[1]) * per_um))
+    col = np.floor((xy[:, 0] - box[0]) * per_um).astype(np.int64)
+    row = np.floor((xy[:, 1] - box[1]) * per_um).astype(np.int64)
+    reach = int(np.clip(np.median(radius) * per_um, 0, 12))
+    total = np.zeros((h * w, 4))
+    for dy in range(-reach, reach + 1):
+        for dx in range(-reach, reach + 1):
+            if dx * dx + dy * dy > (reach + 0.5) ** 2:
+                continue
+            r, c = row + dy, col + dx
+            ok = (r >= 0) & (r < h) & (c >= 0) & (c < w)
+            at = r[ok] * w + c[ok]
+            for channel in range(3):
+                total[:, channel] += np.bincount(at, weights=colours[ok, channel], minlength=h * w)
+            total[:, 3] += np.bincount(at, minlength=h * w)
+    covered = total[:, 3] > 0
+    out = np.zeros((h * w, 4), dtype=np.float32)
+    out[covered, :3] = total[covered, :3] / total[covered, 3:]
+    out[covered, 3] = 1
+    return out.reshape(h, w, 4)
+
+
+def scale_bar(ax: Axes, box: Box) -> None:
+    """A bar of a round length, about a fifth of the width, just below the map."""
+    from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
+
+    length = round_length((box[2] - box[0]) / 5)
+    bar = AnchoredSizeBar(
+        ax.transData,
+        length,
+        length_label(length),
+        loc="upper left",
+        bbox_to_anchor=(0.0, -0.01),
+        bbox_transform=ax.transAxes,
+        pad=0,
+        borderpad=0,
+        sep=2,
+        frameon=False,
+        size_vertical=(box[3] - box[1]) * 0.006,
+        color=_style.INK,
+        fill_bar=True,
+        fontproperties=_small(),
+    )
+    ax.add_artist(bar)
+
+
+def _small() -> Any:
+    import matplotlib as mpl
+    from matplotlib.font_manager import FontProperties
+
+    return FontProperties(family=mpl.rcParams["font.family"], size=7)
+
+
+def round_length(about: float) -> float:
+    """The nearest of 1, 2, 5 times a power of ten.
+
+    Parameters
+    ----------
+    about
+        Length aimed at, um.
+    """
+    power = 10.0 ** np.floor(np.log10(about))
+    steps = np.array([1, 2, 5, 10]) * power
+    return float(steps[np.abs(np.log(steps / about)).argmin()])
+
+
+def length_label(um: float) -> str:
+    """Length in um, or mm from 1,000 um on."""
+    return f"{um / 1000:g} mm" if um >= 1000 else f"{um:g} µm"
+
+
+def limits(values: Sequence[np.ndarray], quantiles: tuple[float, float]) -> tuple[float, float, str]:
+    """Range of a colour bar over all values given, and which ends are clipped (matplotlib's ``extend``).
+
+    Parameters
+    ----------
+    values
+        Arrays that share the bar; NaN is left out.
+    quantiles
+        Lower and upper share, such as .01 and .99.
+    """
+    joined = np.concatenate([np.asarray(v, dtype=float).ravel() for v in values])
+    joined = joined[np.isfinite(joined)]
+    if not len(joined):
+        return 0.0, 1.0, "neither"
+    low, high = np.quantile(joined, quantiles)
+    if high <= low:
+        low, high = joined.min(), joined.max()
+    if high <= low:
+        high = low + 1
+    ends = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}
+    return float(low), float(high), ends[bool(joined.min() < low), bool(joined.max() > high)]
+
+
+def colour_bar(figure: Figure, ax: Any, low: float, high: float, *, cmap: str, label: str, extend: str) -> None:
+    """A slim bar beside one or more panels."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.ticker import MaxNLocator
+
+    bar = figure.colorbar(
+        ScalarMappable(Normalize(low, high), cmap=cmap),
+        ax=ax,
+        shrink=0.6,
+        aspect=16,
+        pad=0.02,
+        extend=extend,
+        extendfrac=0.04,
+        ticks=MaxNLocator(4),
+    )
+    bar.set_label(label, labelpad=3)
+    bar.outline.set_visible(False)
+
+
+def shade(values: np.ndarray, low: float, high: float, cmap: str) -> np.ndarray:
+    """RGBA of values; grey where they are missing."""
+    import matplotlib as mpl
+    from matplotlib.colors import to_rgba
+
+    scaled = (np.asarray(values, dtype=float) - low) / (high - low)
+    colours = np.asarray(mpl.colormaps[cmap](np.clip(np.nan_to_num(scaled), 0, 1)))
+    colours[~np.isfinite(scaled)] = to_rgba(_style.MISSING)
+    return colours
