@@ -109,7 +109,7 @@ def read(
     name = platform or sniff(path)[0]
     reader = registry.load("readers", name)
     facts = {k: str(v) for k, v in {"slide": slide, "patient": patient, "tissue": tissue}.items() if v is not None}
-    _check_options(reader, name, options)
+    _check_options(reader, name, {"mpp": mpp, **options})
     return reader.read(path, mpp=None if mpp is None else float(mpp), facts=facts, **options)
 
 
@@ -117,14 +117,18 @@ def _check_options(reader: Any, name: str, options: dict[str, Any]) -> None:
     import inspect
 
     known = inspect.signature(reader.read).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in known.values()):
-        return
     own = [k for k in known if k not in ("path", "mpp", "facts")]
-    wrong = [k for k in options if k not in own]
-    if wrong:
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    wrong = [k for k in options if k not in known or k in ("path", "facts")]
+    if wrong and not open_ended:
         raise InputError(
             f"the reader {name} has no option {', '.join(wrong)}", fix=f"its options: {', '.join(own) or 'none'}"
         )
+    for key, value in options.items():
+        kind = str(known[key].annotation) if key in known else ""
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value is not None and (("float" in kind and not number) or (kind == "bool" and not isinstance(value, bool))):
+            raise InputError(f"{key}={value!r}", fix="give true or false" if kind == "bool" else "give a number")
 
 
 def convert(

@@ -8,6 +8,7 @@ al., Science 2016.
 from __future__ import annotations
 
 import re
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -188,7 +189,7 @@ def _role(path: Path) -> str | None:
     try:
         with open_text(path) as f:
             lines = [f.readline(1 << 24).decode("utf-8-sig", "replace").rstrip("\r\n") for _ in range(2)]
-    except (OSError, EOFError):
+    except (OSError, EOFError, zlib.error):
         return None
     sep = separator_of(lines[0])
     header, row = ([v.strip().strip('"') for v in line.split(sep)] for line in lines)

@@ -115,7 +115,7 @@ def read(
     """
     from ._build import Notes, Spots, assemble, check, join, join_side_table, used_files
     from ._images import check_mpp, open_image
-    from ._tables import check_ids, read_text_counts, var_table
+    from ._tables import check_ids, read_text_counts, var_table, xy_of_id
 
     facts = dict(facts or {})
     slide = _one(path, facts.get("slide"), image)
@@ -145,6 +145,9 @@ def read(
         notes(f"{renamed} duplicated gene names made unique")
     spots = Spots(list(kept.index), xy_px * facts["mpp"], radius, counts.X[rows], var)
     columns = kept.rename(columns={"xaxis": "pixel_x", "yaxis": "pixel_y", "r": "r_px"})
+    places = [xy_of_id(s) for s in spots.ids] if facts["tech"] == "ST" else [None]
+    if all(p is not None for p in places):
+        columns[["array_col", "array_row"]] = np.array(places, dtype=float)
     if slide.annotation is not None:
         columns["annotation"] = _annotation(slide.annotation, spots.ids, notes)
     if obs is not None:

@@ -227,8 +227,11 @@ def _fill(slide: _Slide, folder: Path, prefix: str) -> None:
 
 
 def _is_hd(slide: _Slide) -> bool:
-    if slide.scales is not None and "bin_size_um" in (_scale_factors(slide.scales) or {}):
-        return True
+    try:
+        if "bin_size_um" in _scale_factors(slide.scales):
+            return True
+    except FormatError:
+        return False  # reading says what is wrong with it
     return slide.positions is not None and slide.positions.parent.parent.name.startswith("square_")
 
 
