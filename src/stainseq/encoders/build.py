@@ -11,7 +11,7 @@ from .._settings import settings
 from ..errors import InputError
 from .access import load_in_full, locate, read_state, source_of
 from .composite import CompositeEncoder
-from .description import EncoderSpec, members_of, spec
+from .description import EncoderSpec, commit, members_of, spec
 from .network import Encoder, NetworkEncoder
 from .runtimes import SessionBackend, TorchBackend, cached_graph, pick_device, pick_runtime
 
@@ -59,6 +59,8 @@ def single(s: EncoderSpec, *, weights: Path | None, device: str, precision: str,
         return NetworkEncoder(s, ColourBackend(s), source="")
     if s.loader == "builtin" and seed is None:
         seed = int(s.arch.get("seed", 0))
+    if s.loader in ("timm", "transformers", "open_clip", "package"):
+        return borrowed(s, weights=weights, device=device, precision=precision, seed=seed)
     path = None if seed is not None else locate(s, weights)
     source = f"random-{seed}" if path is None else source_of(path)
 
@@ -75,6 +77,18 @@ def single(s: EncoderSpec, *, weights: Path | None, device: str, precision: str,
             n_threads=n_threads,
         )
     return NetworkEncoder(s, backend, source=source)
+
+
+def borrowed(s: EncoderSpec, *, weights: Path | None, device: str, precision: str, seed: int | None) -> Encoder:
+    """An encoder that runs in somebody else's package."""
+    from .upstream import build
+
+    if seed is not None:
+        raise InputError("random weights are for stainseq's own networks", where=f"encoder {s.name}")
+    net = build(s, weights)
+    # The weights of a hub repository are named by its commit where it is known, a local file by its content.
+    source = source_of(weights) if weights is not None else commit(s)
+    return NetworkEncoder(s, TorchBackend(net, s, device=device, precision=precision), source=source)
 
 
 def network(s: EncoderSpec, path: Path | None, seed: int | None) -> nn.Module:

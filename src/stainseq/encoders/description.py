@@ -65,6 +65,8 @@ class EncoderSpec:
         Whose parameter names the state dict has: timm, hf-vit, hf-dinov2, hf-clip, open-clip, own.
     params_m
         Parameters in millions, None where unknown.
+    min_versions
+        For each package that is needed, its least version or how it is installed.
     gated, commercial
         Whether access has to be requested; whether the licence lets companies use it (None: see the card).
     """
@@ -243,6 +245,8 @@ def needs(spec: EncoderSpec) -> list[str]:
     if spec.loader in ("builtin", "shipped"):
         return []
     missing = []
+    if spec.loader == "hub" and find_spec("huggingface_hub") is None and not in_hub_cache(spec):
+        missing.append("pip install 'stainseq[hub]', or --weights FILE")
     if spec.loader in _EXTRAS and find_spec(spec.loader) is None:
         missing.append(f"pip install 'stainseq[{_EXTRAS[spec.loader]}]'")
     if spec.package and find_spec(spec.package) is None:
@@ -263,6 +267,12 @@ def hub_cache() -> Path:
 def in_hub_cache(spec: EncoderSpec) -> bool:
     """Whether the hub cache has a snapshot of this repository."""
     return any((hub_cache() / f"models--{spec.hub_id.replace('/', '--')}" / "snapshots").glob("*/*"))
+
+
+def commit(spec: EncoderSpec) -> str:
+    """Commit of the repository's snapshot in the hub cache that its revision points at, "" where unknown."""
+    ref = hub_cache() / f"models--{spec.hub_id.replace('/', '--')}" / "refs" / (spec.revision or "main")
+    return ref.read_text(encoding="utf-8").strip() if ref.is_file() else ""
 
 
 def describe_all() -> list[dict[str, Any]]:

@@ -65,12 +65,12 @@ class ConvUnit(nn.Module):
 def mean_std(x: Tensor) -> list[Tensor]:
     """Mean and population standard deviation over height and width: two of [n, c].
 
-    The deviation comes from E[x^2] - E[x]^2 (one pass over the map); the activations are within a few units,
-    where float32 leaves about 1e-3 of the smallest deviations that matter.
+    From the differences to the mean: the mean of squares minus the square of the mean loses what is small
+    beside the mean, for a twentieth of the time.
     """
-    mean = x.mean((2, 3))
-    square = (x * x).mean((2, 3))
-    return [mean, (square - mean * mean).clamp_min(0).sqrt()]
+    mean = x.mean((2, 3), keepdim=True)
+    rest = x - mean
+    return [mean.flatten(1), (rest * rest).mean((2, 3)).sqrt()]
 
 
 class Percentiles(nn.Module):
