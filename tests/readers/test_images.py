@@ -131,6 +131,22 @@ def test_cmyk(tmp_path: Path, rgb: np.ndarray, form: str) -> None:
     assert open_image(path).notes == ("CMYK turned to RGB",)
 
 
+def test_aperio_jpeg2000_in_ycbcr(tmp_path: Path, rgb: np.ndarray) -> None:
+    """Compression 33003 holds YCbCr whatever the photometric tag says; openslide is the judge."""
+    openslide = pytest.importorskip("openslide")
+    ycbcr = np.asarray(Image.fromarray(rgb).convert("YCbCr"))
+    path = tmp_path / "a.svs"
+    options = {"compression": 33003, "compressionargs": {"level": 0, "mct": False}, "metadata": None}
+    description = "Aperio Image Library v1\r\n260x300 [0,0 260x300] (64x64) J2K|AppMag = 20|MPP = 0.5"
+    tifffile.imwrite(path, ycbcr, tile=(64, 64), photometric="rgb", description=description, **options)
+    got = _pixels(path)
+    assert np.abs(got.astype(int) - rgb).max() <= 2
+    with openslide.OpenSlide(path) as slide:
+        theirs = np.asarray(slide.read_region((0, 0), 0, slide.dimensions))[..., :3]
+    assert np.abs(got.astype(int) - theirs).max() <= 2
+    assert open_image(path).mpp == (0.5, 0.5)
+
+
 def test_four_channels_of_fluorescence_are_refused(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.ome.tif", np.zeros((4, 64, 64), np.uint8), metadata={"axes": "CYX"})
     with pytest.raises(FormatError, match="not an RGB picture"):

@@ -56,7 +56,8 @@ class Picture:
     mpp_from
         Which metadata.
     model
-        "rgb", "rgba", "grey", "grey-alpha", "white-is-zero", "cmyk", "cmyk-inverted" or "palette".
+        "rgb", "rgba", "grey", "grey-alpha", "white-is-zero", "cmyk", "cmyk-inverted", "ycbcr" or
+        "palette".
     palette
         uint8 [n, 3] for "palette".
     notes
@@ -352,6 +353,7 @@ def as_rgb(picture: Picture) -> Picture:
         "cmyk": "CMYK turned to RGB",
         "cmyk-inverted": "CMYK turned to RGB",
         "palette": "palette turned to RGB",
+        "ycbcr": "YCbCr turned to RGB",
     }
     notes = [*([said[model]] if model in said else []), *notes]
     return replace(picture, levels=levels, model="rgb", palette=None, notes=(*picture.notes, *notes))
@@ -389,10 +391,19 @@ def _to_rgb(block: np.ndarray, *, model: str, palette: np.ndarray | None, full: 
     if model.startswith("cmyk"):
         ink = block.astype(np.uint16) if model == "cmyk-inverted" else 255 - block.astype(np.uint16)
         block = ((ink[..., :3] * ink[..., 3:] + 127) // 255).astype(np.uint8)
+    if model == "ycbcr":
+        block = _from_ycbcr(block)
     if model in ("rgba", "grey-alpha"):
         alpha = block[..., -1:].astype(np.uint16)
         block = ((block[..., :-1] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(block[..., :3], (*block.shape[:2], 3)))
+
+
+def _from_ycbcr(block: np.ndarray) -> np.ndarray:
+    """Full-range BT.601, as in JFIF."""
+    y, cb, cr = (block[..., i].astype(np.float32) - (0 if i == 0 else 128) for i in range(3))
+    rgb = np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], axis=-1)
+    return np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
 
 
 def sampled(levels: tuple[Array, ...], *, max_px: int) -> tuple[np.ndarray, float]:

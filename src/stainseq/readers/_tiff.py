@@ -251,10 +251,12 @@ def _model(series: TiffPageSeries, shape: tuple[int, ...], path: Path) -> tuple[
     """Colour model of the stored samples."""
     page: Any = series.keyframe
     channels = 1 if len(shape) == 2 else shape[2]
-    photometric = int(page.photometric)
+    photometric, compression = int(page.photometric), int(page.compression)
     if photometric == 3 and page.colormap is not None and channels == 1:
         return "palette", np.ascontiguousarray((page.colormap.T // 256).astype(np.uint8))
-    if photometric == 8 or (photometric == 6 and int(page.compression) not in (6, 7, 33003, 33005, 34712, 22610)):
+    if compression == 33003 and channels == 3:
+        return "ycbcr", None  # Aperio's JPEG 2000 without a colour transform; openslide goes by the compression too
+    if photometric == 8 or (photometric == 6 and compression not in (6, 7, 33005, 34712, 22610)):
         raise FormatError("a TIFF in CIELab or raw YCbCr colours", where=path, fix="save it as RGB")
     if series.kind == "ome" and channels in (2, 4) and photometric == 1:
         return "?", None  # channels of fluorescence
