@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def test_poisoned_held_out_counts_change_no_prediction(head: str, slides: dict[s
         try:
             ss.tl.train(
                 opened, out=tmp_path / f"{head}-{poison}", encoder=ENCODER, head=head, n_genes=12,
-                options={"n_members": 1, "max_epochs": 5} if head == "mlp" else None,
+                options={"members": 1, "max_epochs": 5, "context_um": 150.0} if head == "mlp" else None,
             )  # fmt: skip
         finally:
             module.HeldOut = original
@@ -162,9 +163,10 @@ def test_slides_without_patient_are_never_split_as_patients(tmp_path: Path) -> N
 
 
 def test_model_refuses_features_of_another_encoder(
-    trained: tuple[Path, dict[str, Any]], slides: dict[str, Path]
+    trained: tuple[Path, dict[str, Any]], slides: dict[str, Path], tmp_path: Path
 ) -> None:
-    sdata = store.open(slides["d"])
+    shutil.copytree(slides["d"], tmp_path / "d.zarr")
+    sdata = store.open(tmp_path / "d.zarr")
     ss.pp.features(sdata, encoder=ENCODER)
     stamp = store.stamp_of(sdata, "features_colour_spots")
     assert stamp is not None
@@ -201,8 +203,6 @@ def test_existing_output_is_kept(trained: tuple[Path, dict[str, Any]], slides: d
 
 @pytest.mark.parametrize("name", ["state.safetensors", "model.json", "training.parquet"])
 def test_damaged_model_is_refused(name: str, trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "m"
     shutil.copytree(trained[0], copy)
     (copy / name).write_bytes((copy / name).read_bytes()[:-200])
@@ -213,8 +213,6 @@ def test_damaged_model_is_refused(name: str, trained: tuple[Path, dict[str, Any]
 
 
 def test_newer_model_format_is_refused(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "m"
     shutil.copytree(trained[0], copy)
     config = json.loads((copy / "model.json").read_text())
@@ -252,3 +250,29 @@ def test_all_zero_genes_and_empty_regions_have_a_stated_result(tmp_path: Path) -
     assert row["pearson"] is None
     assert metrics["summary"]["n_constant"] >= 1
     assert "2 regions without any count were left out" in model.load(tmp_path / "m").config["notes"]
+
+
+def test_context_of_a_slide_does_not_depend_on_what_is_predicted_together(
+    slides: dict[str, Path], tmp_path: Path
+) -> None:
+    """Pieces and folds may not cut neighbourhoods: the same as one call on the whole slide."""
+    from stainseq import registry
+
+    train = [slides["a"], slides["b"]]
+    ss.tl.train(train, out=tmp_path / "m", encoder=ENCODER, head="ridge", n_genes=10, options={"context_um": 160.0})
+    sdata = store.open(slides["d"])
+    ss.tl.predict(tmp_path / "m", sdata, key_added="pred_context")
+    learned = model.load(tmp_path / "m")
+    X = np.asarray(sdata.tables["features_colour_spots"].X)
+    table = sdata.tables["pred_context"]
+    plugin = registry.load("heads", "ridge")
+    whole, _ = plugin.predict(learned.state, X, coordinates=table.obsm["spatial"], slides=np.zeros(len(X), int))
+    np.testing.assert_allclose(table.X, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_count_losses_get_the_whole_library(slides: dict[str, Path], tmp_path: Path) -> None:
+    metrics = ss.tl.train(
+        [slides["a"], slides["c"]], out=tmp_path / "m", encoder=ENCODER, head="mlp", n_genes=10,
+        options={"loss": "poisson", "members": 1, "max_epochs": 20},
+    )  # fmt: skip
+    assert metrics["summary"]["pearson"] > 0.1

@@ -90,7 +90,9 @@ def predict(
     image = stamp["inputs"][image_key]
     of_fold = folds_of(learned, image=image, centres_um=where.centres_um)
     plugin = registry.load("heads", str(config["head"]))
-    mean, spread = _by_fold(plugin, learned.state, learned.folds, features.X, of_fold, where.centres_um)
+    # Neighbours and means over a slide are those of the whole slide, whatever is predicted of it.
+    whole = any(config["options"].get(k) for k in ("context_um", "context_k", "per_slide"))
+    mean, spread = _by_fold(plugin, learned.state, learned.folds, features.X, of_fold, where.centres_um, whole)
     table = featurise.region_table(mean, where, region)
     table.var_names = learned.genes
     table.layers[keys.SPREAD] = spread
@@ -144,14 +146,14 @@ def folds_of(model: Model, *, image: str, centres_um: np.ndarray) -> np.ndarray:
 
 
 def _by_fold(
-    plugin: Any, full: Any, folds: list[Any], X: Any, of_fold: np.ndarray, coordinates: np.ndarray
+    plugin: Any, full: Any, folds: list[Any], X: Any, of_fold: np.ndarray, coordinates: np.ndarray, whole: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Predict each region with its own state. Neighbours are looked up over the whole slide, whatever their fold."""
     out: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     X = np.asarray(X, dtype=np.float32) if len(X) <= ROWS else X
     for k in np.unique(of_fold):
         rows = np.flatnonzero(of_fold == k)
-        mean, spread = _in_pieces(plugin, full if k < 0 else folds[k], X, rows, coordinates)
+        mean, spread = _in_pieces(plugin, full if k < 0 else folds[k], X, rows, coordinates, whole)
         out.append((rows, mean, spread))
     n_genes = out[0][1].shape[1] if out else 0
     mean, spread = np.empty((len(of_fold), n_genes), np.float32), np.empty((len(of_fold), n_genes), np.float32)
@@ -161,10 +163,10 @@ def _by_fold(
 
 
 def _in_pieces(
-    plugin: Any, state: Any, X: Any, rows: np.ndarray, coordinates: np.ndarray
+    plugin: Any, state: Any, X: Any, rows: np.ndarray, coordinates: np.ndarray, whole: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     slide = np.zeros(len(coordinates), dtype=np.int64)
-    if getattr(plugin, "USES_CONTEXT", False):
+    if whole:
         mean, spread = plugin.predict(state, np.asarray(X, dtype=np.float32), coordinates=coordinates, slides=slide)
         return mean[rows], spread[rows]
     pieces = [rows[a : a + ROWS] for a in range(0, len(rows), ROWS)]

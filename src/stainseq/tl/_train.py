@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -186,7 +187,8 @@ class Fitting:
         groups = data.patient if len(np.unique(data.patient[rows])) > 1 else data.slide
         counts = data.counts[rows][:, genes]
         # Heads with a count loss scale their rates by the whole library, not by the chosen genes.
-        extra = {"library": data.library[rows]} if getattr(plugin, "USES_LIBRARY", False) else {}
+        takes = inspect.signature(plugin.fit).parameters
+        extra = {"library": data.library[rows]} if "library" in takes else {}
         return plugin.fit(
             X[rows],
             self.targets(rows, genes),
