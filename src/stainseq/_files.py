@@ -49,7 +49,8 @@ def write_file(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> Pa
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if path.exists() and not path.is_file():
+        # Redirected to a file, /dev/stdout looks like one; it must never be moved over.
+        if path.is_relative_to("/dev") or path.is_relative_to("/proc") or (path.exists() and not path.is_file()):
             write(path)
             return path
         path.parent.mkdir(parents=True, exist_ok=True)

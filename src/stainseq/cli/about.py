@@ -1,89 +1,59 @@
-"""Commands about this installation: list, doctor."""
+"""What is here: list, doctor."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from ._output import Json, Output
+from cyclopts import Parameter
+
+from ._common import Json, NoSeed, emit, table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Kind = Literal["encoders", "heads", "readers", "domains", "svg", "writers"]
 
 
-def list_(kind: Literal["encoders", "heads", "readers", "domains", "svg", "writers"], /, *, json: Json = None) -> None:
-    """List what is available here and what it needs.
-
-    Parameters
-    ----------
-    kind
-        What to list.
-    """
-    from .. import registry
+def list_(kind: Annotated[Kind, Parameter(help="What to list.")], /, *, json: Json = None, seed: NoSeed = 0) -> None:
+    """List encoders, heads, readers, domain methods, tests for spatial genes or writers, and what they need."""
+    from stainseq import registry
 
     rows = registry.describe(kind)
-    show = Output(json)
-    show.table(
-        ["name", "available", "default", "needs", "summary"],
-        [(r["name"], r["available"], "default" if r["default"] else "", r["needs"] or "", r["summary"]) for r in rows],
-    )
-    show.json(rows)
+
+    def show(console: Console) -> None:
+        if not rows:
+            console.print(f"no {kind} here yet")
+            return
+        shown = table("name", "available", "needs", "")
+        for row in rows:
+            name = f"{row['name']} (default)" if row.get("default") else str(row["name"])
+            needs = row.get("needs") or ()
+            text = needs if isinstance(needs, str) else ", ".join(map(str, needs))
+            shown.add_row(name, "yes" if row["available"] else "no", text, str(row.get("summary", "")))
+        console.print(shown)
+
+    emit(rows, json, show)
 
 
-def doctor(*, json: Json = None) -> None:
-    """Check this installation: versions, optional parts, device, cache, and a fix for each thing missing."""
-    rows = [*_packages(), _torch(), _cache()]
-    show = Output(json)
-    show.table(["", "what", "found", "fix"], [(r["status"], r["what"], r["found"], r["fix"]) for r in rows])
-    show.json(rows)
+def doctor(*, json: Json = None, seed: NoSeed = 0) -> int:
+    """Check versions, optional parts, device and folders, with a fix for each thing missing."""
+    from ._doctor import checks
 
+    rows = checks()
+    broken = [r for r in rows if r["status"] == "fail"]
+    result: dict[str, Any] = {"ok": not broken, "checks": rows}
 
-_REQUIRED = ("spatialdata", "anndata", "zarr", "dask", "torch", "onnxruntime", "scikit-learn", "numba", "tifffile")
-_OPTIONAL = {
-    "openslide-python": ("openslide", "more slide formats"),
-    "openvino": ("openvino", "faster encoding on Intel CPUs"),
-    "timm": ("timm", "encoders outside our own networks"),
-    "transformers": ("transformers", "encoders outside our own networks"),
-    "open-clip-torch": ("open-clip", "image-text encoders"),
-    "scanpy": ("scanpy", "further analysis of the tables"),
-}
+    def show(console: Console) -> None:
+        shown = table("", "what", "found", "fix")
+        marks = {"ok": "ok", "info": "-", "fail": "FAIL"}
+        for row in rows:
+            shown.add_row(marks[row["status"]], row["name"], row["found"], row["fix"])
+        console.print(shown)
 
+    emit(result, json, show)
+    if broken:
+        from stainseq.errors import StainseqError
 
-def _packages() -> list[dict[str, str]]:
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
-
-    from .. import __version__
-
-    rows = [
-        {"status": "ok", "what": "stainseq", "found": __version__, "fix": ""},
-        {"status": "ok", "what": "python", "found": platform.python_version(), "fix": ""},
-    ]
-    for name in (*_REQUIRED, *_OPTIONAL):
-        extra, why = _OPTIONAL.get(name, ("", ""))
-        try:
-            rows.append({"status": "ok", "what": name, "found": version(name), "fix": ""})
-        except PackageNotFoundError:
-            fix = f"pip install 'stainseq[{extra}]' ({why})" if extra else f"pip install {name}"
-            rows.append({"status": "optional" if extra else "missing", "what": name, "found": "-", "fix": fix})
-    return rows
-
-
-def _torch() -> dict[str, str]:
-    import torch
-
-    if torch.cuda.is_available():
-        return {"status": "ok", "what": "device", "found": torch.cuda.get_device_name(0), "fix": ""}
-    if torch.backends.mps.is_available():
-        return {"status": "ok", "what": "device", "found": "mps", "fix": ""}
-    return {"status": "ok", "what": "device", "found": f"cpu, {torch.get_num_threads()} threads", "fix": ""}
-
-
-def _cache() -> dict[str, Any]:
-    from .._settings import settings
-
-    row = {"status": "ok", "what": "cache", "found": str(settings.cache_dir), "fix": ""}
-    try:
-        settings.cache_dir.mkdir(parents=True, exist_ok=True)
-        probe = settings.cache_dir / ".probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as e:
-        row |= {"status": "missing", "found": f"{settings.cache_dir}: {e.strerror}", "fix": "set STAINSEQ_CACHE_DIR"}
-    return row
+        names = ", ".join(r["name"] for r in broken)
+        raise StainseqError(f"{len(broken)} checks failed", where=names, fix=broken[0]["fix"] or "see the list above")
+    return 0

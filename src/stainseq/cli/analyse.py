@@ -1,139 +1,182 @@
-"""Commands on expression: svg, domains."""
+"""Analyses of tables: svg, domains."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from ._output import Json, Output, Seed
-from .slides import _options
+from ._common import Json, Options, Seed, TableKey, emit, number, options, table
 
-Options = Annotated[
-    list[str] | None,
-    Parameter(name="--option", negative=(), help="KEY=VALUE, an option of the method; may be given several times."),
-]
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Data = Annotated[Path, Parameter(help="A slide store, NAME.zarr, or an AnnData file, X.h5ad (which is not changed).")]
 
 
 def svg(
-    data: Path,
+    data: Data,
     /,
     *,
     method: str | None = None,
     region: str = "spots",
-    table: str | None = None,
+    table_key: TableKey = None,
     layer: str | None = None,
     sample: str | None = None,
     n_svg: int = 500,
+    fdr: float = 0.05,
+    min_spots: int = 3,
     key: str | None = None,
     csv: Path | None = None,
     out: Path | None = None,
-    top: int = 20,
     option: Options = None,
-    seed: Seed = 0,
     json: Json = None,
+    seed: Seed = 0,
 ) -> None:
     """Rank genes by how much their expression depends on place.
 
     Parameters
     ----------
-    data
-        A store or an .h5ad file; the file itself is never changed.
     method
-        Name (`stainseq list svg`); default the documented one.
+        Test (stainseq list svg); the documented default when left out.
     region
-        Region whose counts are tested.
-    table
-        Another table.
+        Regions whose counts table is taken.
     layer
         Layer instead of X.
     sample
-        One sample of a table with several.
+        Value of obs["sample"], where there are several.
     n_svg
-        How many genes to mark at most.
+        At most so many genes are marked as spatially variable.
+    fdr
+        And only those whose adjusted p-value is at most this.
+    min_spots
+        Genes seen in fewer spots are not tested.
     key
-        Prefix of the result columns; default the method.
+        Prefix of the results; the method's name when left out.
     csv
-        Write the ranking as CSV.
+        File for the whole ranking.
     out
-        Write the table with its results as .h5ad.
-    top
-        Genes to print.
+        File (h5ad) for the table with its results.
     """
-    from .. import tl
+    import stainseq as ss
 
-    found = tl.svg(
-        data, method=method, region=region, table_key=table, layer=layer, sample=sample, n_svg=n_svg, key=key, csv=csv,
-        out=out, seed=seed, **_options(option),
-    )  # fmt: skip
-    show = Output(json)
-    show.line(f"{len(found)} genes tested, {int(found['svg'].sum())} marked as spatially variable")
-    first = found.sort_values("rank").head(top).astype({"rank": "Int64"})
-    show.table(list(first.columns), first.itertuples(index=False, name=None))
-    show.json({"genes": _records(found)})
+    found = ss.tl.svg(
+        data,
+        method=method,
+        region=region,
+        table_key=table_key,
+        layer=layer,
+        sample=sample,
+        n_svg=n_svg,
+        fdr=fdr,
+        min_spots=min_spots,
+        key=key,
+        csv=csv,
+        out=out,
+        seed=seed,
+        **options(option),
+    )
+    tested = found[found["rank"].notna()]
+    significant = int((tested["padj"] <= fdr).sum())
+    result = {
+        "tested": len(tested),
+        "significant": significant,
+        "marked": int(found["svg"].sum()),
+        "genes": found.to_dict(orient="records"),
+    }
+
+    def show(console: Console) -> None:
+        own = [c for c in found.columns if c not in ("gene", "padj", "svg", "rank")]
+        shown = table("rank>", "gene", *(f"{c}>" for c in own), "padj>")
+        for row in found.head(10).to_dict(orient="records"):
+            cells = (_value(row[c]) for c in own)
+            shown.add_row(f"{row['rank']:.0f}", str(row["gene"]), *cells, _value(row["padj"]))
+        console.print(f"tested {len(tested)} genes; {significant} significant at fdr {fdr:g}")
+        console.print(shown)
+
+    emit(result, json, show)
 
 
 def domains(
-    data: Path,
+    data: Data,
     /,
     *,
     n_domains: int,
     method: str | None = None,
     region: str = "spots",
-    table: str | None = None,
+    table_key: TableKey = None,
     layer: str | None = None,
     sample: str | None = None,
     image_features: str | None = None,
+    layout: str | None = None,
     key: str | None = None,
     csv: Path | None = None,
     out: Path | None = None,
     option: Options = None,
-    seed: Seed = 0,
     json: Json = None,
+    seed: Seed = 0,
 ) -> None:
-    """Divide the tissue into exactly K domains.
+    """Divide the tissue into exactly so many domains by expression and place.
 
     Parameters
     ----------
-    data
-        A store or an .h5ad file; the file itself is never changed.
     n_domains
         How many.
     method
-        Name (`stainseq list domains`); default the documented one.
+        Method (stainseq list domains); the documented default when left out.
     region
-        Region whose counts are used.
-    table
-        Another table.
+        Regions whose counts table is taken.
     layer
         Layer instead of X.
     sample
-        One sample of a table with several.
+        Value of obs["sample"], where there are several.
     image_features
-        Feature table to use beside expression.
+        Features table that is joined to the expression.
+    layout
+        hexagon, square or free; found from the distances when left out.
     key
-        Prefix of the result columns; default the method.
+        Prefix of the results; the method's name when left out.
     csv
-        Write id, domain, refined, probability.
+        File for id, domain, refined, probability.
     out
-        Write the table with its results as .h5ad.
+        File (h5ad) for the table with its results.
     """
-    from .. import tl
+    import stainseq as ss
 
-    found = tl.domains(
-        data, n_domains=n_domains, method=method, region=region, table_key=table, layer=layer, sample=sample,
-        image_features=image_features, key=key, csv=csv, out=out, seed=seed, **_options(option),
-    )  # fmt: skip
-    show = Output(json)
-    sizes = found["domain"].value_counts().sort_index()
-    refined = found["refined"].value_counts()
-    rows = [(d, int(n), int(refined.get(d, 0))) for d, n in sizes.items()]
-    show.table(["domain", "regions", "refined"], rows)
-    show.json({"sizes": {str(d): n for d, n, _ in rows}, "domains": _records(found)})
+    found = ss.tl.domains(
+        data,
+        n_domains=n_domains,
+        method=method,
+        region=region,
+        table_key=table_key,
+        layer=layer,
+        sample=sample,
+        image_features=image_features,
+        layout=layout,
+        key=key,
+        csv=csv,
+        out=out,
+        seed=seed,
+        **options(option),
+    )
+    sizes = {
+        str(k): {"domain": int((found["domain"] == str(k)).sum()), "refined": int((found["refined"] == str(k)).sum())}
+        for k in range(n_domains)
+    }
+    result = {"n_domains": n_domains, "sizes": sizes, "mean_probability": float(found["probability"].mean())}
+
+    def show(console: Console) -> None:
+        shown = table("domain", "spots>", "after refinement>")
+        for name, size in sizes.items():
+            shown.add_row(name, str(size["domain"]), str(size["refined"]))
+        console.print(shown)
+        console.print(f"mean probability {number(result['mean_probability'])}")
+
+    emit(result, json, show)
 
 
-def _records(frame: Any) -> list[dict[str, Any]]:
-    import json
-
-    return list(json.loads(frame.to_json(orient="records", double_precision=15)))
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return "-" if value != value else f"{value:.4g}"
+    return str(value)

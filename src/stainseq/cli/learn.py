@@ -1,273 +1,195 @@
-"""Commands of the main job: features, train, predict, evaluate."""
+"""Expression from histology: train, predict, evaluate."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from ._output import Json, Output, Overwrite, Seed, open_slide
-from .slides import _options
+from .. import keys
+from ._common import Json, Key, NoSeed, Options, Seed, Slide, TableKey, emit, number, options, show_scores, table
 
-
-def features(
-    slide: Path,
-    /,
-    *,
-    region: str = "spots",
-    encoder: str | None = None,
-    weights: Path | None = None,
-    image_key: str = "he",
-    key: str | None = None,
-    batch_size: int = 32,
-    device: str = "auto",
-    precision: str = "auto",
-    json: Json = None,
-) -> None:
-    """Encode the image around every region: table `features_<encoder>_<region>`. Resumes where it was killed.
-
-    Parameters
-    ----------
-    slide
-        A store.
-    region
-        Regions to encode: shapes, labels or a grid.
-    encoder
-        Name (`stainseq list encoders`), or several joined by +; default the documented one.
-    weights
-        Local weights file, for encoders whose weights do not come with the package.
-    image_key
-        Image element.
-    key
-        Another name for the table.
-    batch_size
-        Windows per call of the encoder.
-    device
-        auto, cpu, cuda, cuda:1, mps.
-    precision
-        auto, or fp32, bf16, fp16.
-    """
-    from .. import featurise, store
-
-    sdata = open_slide(slide)
-    table = featurise.write_features(
-        sdata,
-        region=region,
-        encoder=encoder,
-        weights=weights,
-        image_key=image_key,
-        key_added=key,
-        batch_size=batch_size,
-        device=device,
-        precision=precision,
-    )
-    name = key or featurise.table_name(featurise.encoder_name(encoder), region)
-    stamp = store.stamp_of(sdata, name) or {}
-    show = Output(json)
-    rate = (
-        f", {stamp['encoded'] / stamp['seconds']:.1f} regions/s"
-        if stamp.get("encoded") and stamp.get("seconds")
-        else ""
-    )
-    show.line(f"{name}: {table.n_obs} x {table.n_vars}; {stamp.get('encoded', 0)} encoded now{rate}, the rest cached")
-    show.json(
-        {
-            "table": name,
-            "n": table.n_obs,
-            "dim": table.n_vars,
-            "encoded": stamp.get("encoded"),
-            "seconds": stamp.get("seconds"),
-        }
-    )
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def train(
-    slides: list[Path],
-    /,
-    *,
+    *slides: Annotated[Path, Parameter(help="Slide stores, or one cohort CSV (slide, path, patient).")],
     out: Path,
     region: str = "spots",
     encoder: str | None = None,
     weights: Path | None = None,
     head: str | None = None,
     split: Literal["patient", "slide", "block"] | None = None,
-    folds: int | None = None,
+    n_folds: Annotated[int | None, Parameter(name=("--folds", "--n-folds"))] = None,
     block_um: float = 1000.0,
     genes: Path | None = None,
     n_genes: int = 250,
-    option: Annotated[list[str] | None, Parameter(name="--option", negative=())] = None,
+    table_key: TableKey = None,
+    option: Options = None,
+    overwrite: bool = False,
     device: str = "auto",
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
     json: Json = None,
+    seed: Seed = 0,
 ) -> None:
-    """Learn expression from histology; writes a MODEL folder with cross-validated scores.
+    """Learn expression from histology, with cross-validated scores, and write a MODEL folder.
 
     Parameters
     ----------
-    slides
-        Stores, or one cohort CSV (slide, path, patient, ...). Missing features are computed.
     out
         The MODEL folder.
     region
         Regions to learn from.
     encoder
-        Image encoder; default the documented one.
+        Encoder (stainseq list encoders); the documented default when left out.
     weights
-        Its local weights file.
+        Local weights of the encoder.
     head
-        Name (`stainseq list heads`); default ridge.
+        Head (stainseq list heads); the documented default when left out.
     split
-        What is held out together; default patients where there are several, else slides, else spatial blocks.
-    folds
-        Number of folds; default one a patient or slide (at most 10), 5 of blocks.
+        What is held out together; patients when there are two or more, else slides, else blocks.
+    n_folds
+        Folds; every patient or slide once (at most 10), or 5 of blocks, when left out.
     block_um
-        Side of a spatial block.
+        Side of a spatial block, um.
     genes
-        File with one gene a line; default the most variable, chosen inside each fold.
+        File with one gene name a line; chosen by variance in each fold when left out.
     n_genes
         How many to choose.
-    option
-        KEY=VALUE, an option of the head; may be given several times.
+    overwrite
+        Replace a model that is there.
     device
-        For encoding.
+        auto, cpu, cuda, mps; for encoding.
     """
-    from .. import tl
+    import stainseq as ss
+    from stainseq.errors import InputError
 
-    metrics = tl.train(
-        slides,
+    if not slides:
+        raise InputError("no slide to learn from", fix="name one or more stores, or a cohort CSV")
+    cohort = len(slides) == 1 and slides[0].suffix.lower() == ".csv"
+    metrics = ss.tl.train(
+        slides[0] if cohort else list(slides),
         out=out,
         region=region,
         encoder=encoder,
         weights=weights,
         head=head,
         split=split,
-        n_folds=folds,
+        n_folds=n_folds,
         block_um=block_um,
         genes=genes,
         n_genes=n_genes,
-        options=_options(option),
+        table_key=table_key,
+        options=options(option),
         seed=seed,
         overwrite=overwrite,
         device=device,
     )
-    show = Output(json)
-    show.line(f"{out}: {metrics['n']} regions, {metrics['n_folds']} folds by {metrics['split']}, cross-validated:")
-    show_scores(show, metrics)
-    show.json(metrics)
+
+    def show(console: Console) -> None:
+        console.print(f"{out}: cross-validated over {metrics.get('n_folds', '?')} folds by {metrics.get('split', '?')}")
+        show_scores(console, metrics)
+
+    emit(metrics, json, show)
 
 
 def predict(
-    model: Path,
-    slide: Path,
+    model: Annotated[Path, Parameter(help="A MODEL folder.")],
+    slide: Slide,
     /,
     *,
     region: str = "spots",
     weights: Path | None = None,
     image_key: str = "he",
     mode: Literal["infer"] = "infer",
-    key: str | None = None,
+    key: Key = None,
     device: str = "auto",
     json: Json = None,
+    seed: NoSeed = 0,
 ) -> None:
-    """Predict expression from the image: table `pred_<head>_<region>`. Regions seen in training get out-of-fold values.
+    """Predict the expression of every region of a slide from its picture.
 
     Parameters
     ----------
-    model
-        A MODEL folder.
-    slide
-        A store; H&E alone is enough (`stainseq grid` lays the regions).
     region
-        Regions to predict; `grid` is laid where it is not there.
+        Regions to predict; a grid is laid where there is none. Regions seen in training get the prediction of the
+        model that had not seen them.
     weights
-        The encoder's local weights file.
+        Local weights of the encoder, as given to train.
     image_key
         Image element.
     mode
-        infer: from the image alone.
-    key
-        Another name for the table.
+        infer: from the picture alone.
     device
-        For encoding.
+        auto, cpu, cuda, mps; for encoding.
     """
-    from .. import model as models
-    from .. import pp, tl
+    import stainseq as ss
+    from stainseq import model as models
 
-    learned, sdata = models.load(model), open_slide(slide)
-    if region == "grid" and "grid" not in sdata.shapes:
+    learned, sdata = models.load(model), ss.io.open(slide)
+    if region == "grid" and region not in sdata.shapes:
         if "tissue" not in sdata.shapes:
-            pp.tissue(sdata, image_key=image_key)
-        pp.grid(sdata)
-    tl.predict(
-        learned, sdata, region=region, weights=weights, image_key=image_key, mode=mode, key_added=key, device=device
+            ss.pp.tissue(sdata, image_key=image_key)
+        ss.pp.grid(sdata)
+    ss.tl.predict(
+        learned,
+        sdata,
+        region=region,
+        weights=weights,
+        image_key=image_key,
+        mode=mode,
+        key_added=key,
+        device=device,
     )
-    name = key or f"pred_{learned.config['head']}_{region}"
-    table = sdata.tables[name]
-    seen = int((table.obs["fold"] >= 0).sum())
-    show = Output(json)
-    show.line(f"{name}: {table.n_obs} regions x {table.n_vars} genes; {seen} of them out of fold")
-    show.json({"table": name, "n": table.n_obs, "genes": table.n_vars, "out_of_fold": seen})
+    name = key or keys.prediction(str(learned.config["head"]), region)
+    made = sdata.tables[name]
+    out_of_fold = int((made.obs[keys.FOLD] >= 0).sum())
+    result = {"table": name, "n": made.n_obs, "genes": made.n_vars, "out_of_fold": out_of_fold}
+    text = f"{name}: {made.n_obs} regions x {made.n_vars} genes; {out_of_fold} of them out of fold"
+    emit(result, json, lambda c: c.print(text))
 
 
 def evaluate(
-    slide: Path,
+    slide: Slide,
     /,
     *,
-    prediction: str,
     truth: str = "counts_spots",
+    prediction: str,
     genes: Path | None = None,
     block_um: float | None = None,
-    top: int = 10,
-    seed: Seed = 0,
     json: Json = None,
+    seed: Seed = 0,
 ) -> None:
-    """Score a prediction against measured counts, beside the baselines and the noise ceiling.
+    """Score a prediction against the measurement, beside its baselines and the noise ceiling.
 
     Parameters
     ----------
-    slide
-        A store.
-    prediction
-        Table of predictions.
     truth
         Table of raw counts.
+    prediction
+        Table of the prediction.
     genes
-        File with one gene a line; default all that both tables have.
+        File with one gene name a line; all that both tables have when left out.
     block_um
-        Side of the blocks of the bootstrap; default about 12 blocks a slide.
-    top
-        Genes to print.
+        Side of the blocks that intervals are drawn over, um; about 12 blocks a slide when left out.
     """
-    from .. import tl
-    from ..tl._train import _gene_list
+    import stainseq as ss
+    from stainseq.tl._train import _gene_list
 
-    metrics = tl.evaluate(
-        open_slide(slide), truth=truth, prediction=prediction, genes=_gene_list(genes), block_um=block_um, seed=seed
+    metrics = ss.tl.evaluate(
+        ss.io.open(slide), truth=truth, prediction=prediction, genes=_gene_list(genes), block_um=block_um, seed=seed
     )
-    show = Output(json)
-    show.line(f"{prediction} against {truth}: {metrics['n']} regions, {metrics['out_of_fold']} of them out of fold")
-    show_scores(show, metrics)
-    best = sorted(metrics["genes"], key=lambda g: -(g["pearson"] if g["pearson"] is not None else -2))[:top]
-    columns = ["gene", "pearson", "spearman", "rmse", "ssim", "ceiling"]
-    show.table(
-        columns, [[g.get(c) for c in columns] for g in best], title=f"best {len(best)} of {len(metrics['genes'])} genes"
-    )
-    show.json(metrics)
 
+    def show(console: Console) -> None:
+        show_scores(console, metrics)
+        ranked = sorted(
+            (g for g in metrics["genes"] if g.get("pearson") is not None), key=lambda g: -float(g["pearson"])
+        )
+        best = table("best genes", "pearson>", "spearman>", "rmse>")
+        for g in ranked[:10]:
+            best.add_row(str(g["gene"]), number(g["pearson"]), number(g.get("spearman")), number(g.get("rmse")))
+        console.print()
+        console.print(best)
 
-def show_scores(show: Output, metrics: dict[str, Any]) -> None:
-    """The score table: the model, its baselines, and the ceiling."""
-    names = ["pearson", "spearman", "rmse", "r2", "ssim"]
-    rows: list[list[Any]] = [["model", *(metrics["summary"].get(k) for k in names), _interval(metrics["summary"])]]
-    for name, values in metrics.get("baseline", {}).items():
-        rows.append([name.replace("_", " "), *(values.get(k) for k in names), _interval(values)])
-    if metrics.get("ceiling"):
-        rows.append(["noise ceiling", metrics["ceiling"].get("pearson"), None, None, None, None, None])
-    show.table(["mean over genes", *names, "95 % interval of pearson"], rows)
-
-
-def _interval(values: dict[str, Any]) -> str | None:
-    interval = values.get("interval")
-    return f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else None
+    emit(metrics, json, show)

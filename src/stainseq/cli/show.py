@@ -1,99 +1,171 @@
-"""Commands that show: demo, plot, report."""
+"""Figures: plot, report."""
 
 from __future__ import annotations
 
+import json as jsonlib
 from pathlib import Path
+from typing import Annotated, Any
 
-from ._output import Json, Output, Overwrite, Seed, open_slide
-from .learn import show_scores
+from cyclopts import Parameter
 
+from ._common import Json, NoSeed, Seed, Slide, TableKey, emit
 
-def demo(
-    out: Path,
-    /,
-    *,
-    encoder: str | None = None,
-    n_genes: int = 100,
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
-    json: Json = None,
-) -> None:
-    """Do the main job on real tumour tissue that comes with the package; writes OUT/report.html. No network.
-
-    Parameters
-    ----------
-    out
-        Folder for the report, metrics.json, the stores and the model.
-    encoder
-        Image encoder; default the documented one.
-    n_genes
-        Genes to learn.
-    """
-    from .. import demo as demos
-
-    metrics = demos.run(out, encoder=encoder, n_genes=n_genes, seed=seed, overwrite=overwrite)
-    show = Output(json)
-    held, trained = metrics["held_out"], " and ".join(metrics["trained_on"])
-    show.line(f"section {held}, which the model never saw; trained on {trained}:")
-    show_scores(show, metrics)
-    show.line(f"report: {out / 'report.html'}")
-    show.json(metrics)
+FORMATS = (".png", ".pdf", ".svg", ".webp", ".jpg", ".tif", ".tiff")
 
 
 def plot(
-    slide: Path,
-    /,
-    *color: str,
+    data: Annotated[Path, Parameter(help="A slide store, NAME.zarr, or an AnnData file, X.h5ad.")],
+    *color: Annotated[str, Parameter(help="Genes or columns of obs, one panel each; outlines alone when left out.")],
     out: Path,
     region: str = "spots",
-    table: str | None = None,
+    table_key: TableKey = None,
     layer: str | None = None,
+    compare: bool = False,
+    prediction: str | None = None,
+    image_key: str = "he",
+    image_alpha: float = 0.55,
     crop_um: tuple[float, float, float, float] | None = None,
+    columns: int = 4,
+    panel_inches: float = 2.3,
     dpi: int = 200,
+    json: Json = None,
+    seed: NoSeed = 0,
 ) -> None:
-    """Draw genes or columns of a table over the slide.
+    """Draw maps: regions in their true size over the picture, coloured by genes, columns or domains.
 
     Parameters
     ----------
-    slide
-        A store.
-    color
-        Genes or obs columns, one panel each; none draws the regions' outlines.
     out
-        PNG, PDF or SVG file.
+        File to write: .png, .pdf, .svg, .webp, .jpg or .tif.
     region
         Regions to draw.
-    table
-        Table with the values; default the region's counts.
     layer
         Layer instead of X.
+    compare
+        Draw each gene as measured and as predicted, side by side on one colour scale.
+    prediction
+        With --compare: table of the prediction; the region's only one when left out.
+    image_key
+        Image below.
+    image_alpha
+        Strength of the image below, 0 to 1.
     crop_um
-        min_x min_y max_x max_y in um.
+        min_x min_y max_x max_y, um.
+    columns
+        Panels in a row.
+    panel_inches
+        Width of a panel, inches.
     dpi
-        Of a PNG.
+        Pixels per inch of the file.
     """
-    from .. import pl
+    import stainseq as ss
+    from stainseq._files import write_file
+    from stainseq.errors import InputError
 
-    figure = pl.spatial(
-        open_slide(slide), color=list(color) or None, region=region, table_key=table, layer=layer, crop_um=crop_um
-    )
-    figure.savefig(out, dpi=dpi, bbox_inches="tight")
-    Output(None).line(str(out))
+    if out.suffix.lower() not in FORMATS:
+        raise InputError(f"no figure format {out.suffix!r}", where=out, fix=f"one of: {', '.join(FORMATS)}")
+    opened = _open(data)
+    common: dict[str, Any] = {
+        "region": region,
+        "image_key": image_key,
+        "image_alpha": image_alpha,
+        "crop_um": crop_um,
+        "panel_inches": panel_inches,
+    }
+    if compare:
+        if not color:
+            raise InputError("no gene to compare", fix="name one or more after the slide")
+        figure = ss.pl.measured_predicted(opened, genes=list(color), truth=table_key, prediction=prediction, **common)
+    else:
+        figure = ss.pl.spatial(
+            opened, color=list(color) or None, table_key=table_key, layer=layer, columns=columns, **common
+        )
+    write_file(out, lambda staged: figure.savefig(staged, dpi=dpi, bbox_inches="tight", pad_inches=0.03))
+    width, height = figure.get_size_inches()
+    result = {"file": str(out), "panels": list(color), "inches": [float(width), float(height)]}
+    emit(result, json, lambda c: c.print(f"{out}"))
 
 
-def report(slide: Path, /, *, out: Path, title: str | None = None) -> None:
-    """Write a one-page report of whatever a slide holds, as one self-contained HTML file.
+def report(
+    slide: Slide,
+    /,
+    *,
+    out: Path,
+    metrics: Path | None = None,
+    title: str | None = None,
+    region: str = "spots",
+    truth: str | None = None,
+    prediction: str | None = None,
+    image_key: str = "he",
+    n_genes: int = 4,
+    json: Json = None,
+    seed: Seed = 0,
+) -> None:
+    """Write what a slide holds as one self-contained HTML page.
 
     Parameters
     ----------
-    slide
-        A store.
     out
-        HTML file.
+        The file, F.html.
+    metrics
+        Scores as JSON (of evaluate, or a demo's metrics.json); computed when left out and there is something to score.
     title
-        Default the slide's name.
+        The slide's name when left out.
+    region
+        Regions that the tables belong to.
+    truth
+        Table of counts; counts_REGION when left out.
+    prediction
+        Table of the prediction; the region's only one when left out.
+    image_key
+        Image element.
+    n_genes
+        Genes shown of each kind.
     """
-    from .. import pl
+    import stainseq as ss
 
-    pl.report(open_slide(slide), out=out, title=title)
-    Output(None).line(str(out))
+    sdata = ss.io.open(slide)
+    scores = _metrics(sdata, metrics, region=region, truth=truth, prediction=prediction, seed=seed)
+    ss.pl.report(
+        sdata,
+        out=out,
+        metrics=scores,
+        title=title,
+        region=region,
+        truth=truth,
+        prediction=prediction,
+        image_key=image_key,
+        n_genes=n_genes,
+    )
+    result = {"file": str(out), "bytes": out.stat().st_size, "metrics": scores}
+    emit(result, json, lambda c: c.print(f"{out}, {out.stat().st_size / 1e6:.1f} MB"))
+
+
+def _open(path: Path) -> Any:
+    from stainseq.tl._tables import open_path
+
+    return open_path(path)
+
+
+def _metrics(
+    sdata: Any, given: Path | None, *, region: str, truth: str | None, prediction: str | None, seed: int
+) -> dict[str, Any] | None:
+    import stainseq as ss
+    from stainseq import keys
+    from stainseq.errors import FormatError
+
+    if given is not None:
+        try:
+            found = jsonlib.loads(given.read_text(encoding="utf-8"))
+        except ValueError as e:
+            raise FormatError(f"not JSON ({e})", where=given, fix="give what evaluate --json wrote") from e
+        if not isinstance(found, dict) or "genes" not in found:
+            raise FormatError("no scores in it", where=given, fix="give what evaluate --json wrote")
+        return found
+    counts = truth or keys.counts(region)
+    predicted = [t for t in sdata.tables if t.startswith("pred_") and t.endswith(f"_{region}")]
+    name = prediction or (predicted[0] if len(predicted) == 1 else None)
+    if name is None or name not in sdata.tables or counts not in sdata.tables:
+        return None
+    scores: dict[str, Any] = ss.tl.evaluate(sdata, truth=counts, prediction=name, seed=seed)
+    return scores

@@ -6,12 +6,13 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ._info import info
 from ._read import convert, read, sniff
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-__all__ = ["convert", "open", "read", "sniff", "write"]
+__all__ = ["convert", "info", "open", "read", "sniff", "write"]
 
 
 def open(path: str | os.PathLike[str]) -> SpatialData:

@@ -1,0 +1,150 @@
+"""Runs one command line: exit codes, and every failure as one clear line.
+
+0 success; 2 bad usage; 1 anything else. A traceback is shown with ``--debug`` alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from ..errors import StainseqError
+
+if TYPE_CHECKING:
+    from cyclopts import App
+
+GROUPS = {
+    "The main job": ("demo", "convert", "features", "train", "predict", "evaluate", "report"),
+    "Slides": ("info", "tissue", "grid"),
+    "Genes, domains, figures": ("svg", "domains", "plot"),
+    "This installation": ("list", "doctor"),
+}
+
+
+def app() -> App:
+    """The application. Modules of commands import nothing heavy, so that --help is instant."""
+    from cyclopts import App, Group, Parameter
+
+    from .. import __version__
+    from . import about, analyse, data, demo, learn, prepare, show
+
+    built = App(
+        name="stainseq",
+        help="H&E histology joined with spatial transcriptomics: read, predict, benchmark, map and show.",
+        help_epilogue="Every command takes --debug, which shows where in the code an error arose.",
+        help_format="plaintext",
+        version=__version__,
+        default_parameter=Parameter(negative=()),
+        suppress_keyboard_interrupt=False,
+        print_error=False,
+        exit_on_error=False,
+        result_action="return_value",
+    )
+    modules = (about, analyse, data, demo, learn, prepare, show)
+    for position, (title, names) in enumerate(GROUPS.items()):
+        group = Group(title, sort_key=position)
+        for order, name in enumerate(names):
+            command = next(getattr(m, f"{name}_", None) or getattr(m, name, None) for m in modules if _has(m, name))
+            built.command(command, name=name, group=group, sort_key=order)
+    return built
+
+
+def _has(module: Any, name: str) -> bool:
+    return callable(getattr(module, name, None)) or callable(getattr(module, f"{name}_", None))
+
+
+def run(argv: list[str]) -> int:
+    """Run one command line.
+
+    Parameters
+    ----------
+    argv
+        Arguments after the program's name.
+
+    Returns
+    -------
+    int
+        Exit code.
+    """
+    debug, argv = _take_debug(argv)
+    if not debug:
+        # Libraries' warnings would bury the one line that matters; --debug shows them.
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+    try:
+        code = _call(argv)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Whoever read the output went away, as `| head` does. Nothing is left to say, and nobody to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except SystemExit:
+        # So does rich leave when the reader of its output is gone.
+        return 0
+    except KeyboardInterrupt:
+        return _failed("interrupted; nothing half-written is left, run the same command again to go on", debug)
+    except MemoryError:
+        return _failed("not enough memory; close other programs, or work on fewer regions or genes at a time", debug)
+    except StainseqError as e:
+        return _failed(str(e), debug)
+    except OSError as e:
+        return _failed(_system(e), debug)
+    except Exception as e:  # noqa: BLE001  the last line of defence: a user never sees a traceback unasked
+        return _failed(f"unexpected {type(e).__name__}: {e}; run again with --debug to see where", debug)
+
+
+def _call(argv: list[str]) -> int:
+    from cyclopts import CycloptsError
+
+    built = app()
+    try:
+        result = built(argv)
+    except CycloptsError as e:
+        command = next((a for a in argv if not a.startswith("-")), "")
+        known = f" {command}" if any(command in names for names in GROUPS.values()) else ""
+        _say(f"{_usage(e)}; see stainseq{known} --help")
+        return 2
+    return result if isinstance(result, int) else 0
+
+
+def _usage(e: Exception) -> str:
+    """Cyclopts' message without its decoration."""
+    text = str(e).strip() or type(e).__name__
+    return text.rstrip(" .,").replace('"', "'")
+
+
+def _take_debug(argv: list[str]) -> tuple[bool, list[str]]:
+    """Take --debug out of the arguments, wherever it stands before a "--"."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    kept = [a for a in argv[:end] if a != "--debug"]
+    return len(kept) < end, kept + argv[end:]
+
+
+def _system(e: OSError) -> str:
+    from .._files import REASONS
+
+    what, fix = REASONS.get(e.errno or 0, (None, None))
+    if isinstance(e, FileNotFoundError):
+        what, fix = "no such file or folder", "check the path"
+    where = f", {e.filename}" if e.filename is not None else ""
+    return f"{what or e.strerror or e}{where}" + (f"; {fix}" if fix else "")
+
+
+def _failed(text: str, debug: bool) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    _say(text)
+    return 1
+
+
+def _say(text: str) -> None:
+    """One line on stderr."""
+    line = " ".join(text.split())
+    sys.stderr.write(f"error: {line}\n")
+    sys.stderr.flush()

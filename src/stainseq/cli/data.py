@@ -1,0 +1,130 @@
+"""Sources and stores: convert, info."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from ._common import Json, NoSeed, Options, emit, options, table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def convert(
+    source: Path,
+    out: Path,
+    /,
+    *,
+    platform: str | None = None,
+    mpp: float | None = None,
+    slide: str | None = None,
+    patient: str | None = None,
+    tissue: str | None = None,
+    overwrite: bool = False,
+    option: Options = None,
+    json: Json = None,
+    seed: NoSeed = 0,
+) -> None:
+    """Convert any supported source to a slide store.
+
+    Parameters
+    ----------
+    source
+        A folder, a path prefix, or the file that names the slide.
+    out
+        The store to make, NAME.zarr.
+    platform
+        Reader (stainseq list readers); told by content when left out.
+    mpp
+        Microns per pixel; from the metadata or the array's pitch when left out, never guessed.
+    slide
+        Name of the slide; the source's own when left out.
+    patient
+        Name of the patient.
+    tissue
+        Tissue, such as breast.
+    overwrite
+        Replace a store that is there.
+    """
+    import stainseq as ss
+
+    ss.io.convert(
+        source,
+        out,
+        platform=platform,
+        mpp=mpp,
+        slide=slide,
+        patient=patient,
+        tissue=tissue,
+        overwrite=overwrite,
+        **options(option),
+    )
+    found = ss.io.info(out, repair=False)
+    emit(found, json, lambda console: _show(console, found))
+
+
+def info(
+    path: Path,
+    /,
+    *,
+    repair: Annotated[bool, Parameter(negative="--no-repair")] = True,
+    json: Json = None,
+    seed: NoSeed = 0,
+) -> None:
+    """Say what a store, source folder, model, cohort or table holds: sizes, units, steps, problems.
+
+    Parameters
+    ----------
+    path
+        A store, a source that convert takes, a MODEL folder, a cohort CSV, an h5ad or h5mu file.
+    repair
+        Mend a store that an interrupted write left untidy. Nothing that can be opened is removed.
+    """
+    import stainseq as ss
+
+    found = ss.io.info(path, repair=repair)
+    emit(found, json, lambda console: _show(console, found))
+
+
+def _show(console: Console, found: dict[str, Any]) -> None:
+    console.print(f"{found['path']}: {found['what']}")
+    for title, rows in (("facts", found.get("facts")), ("sizes", found.get("sizes"))):
+        if rows:
+            shown = table("", "")
+            shown.show_header = False
+            for name, value in rows.items():
+                shown.add_row(f"  {name}", _text(value))
+            console.print(f"{title}")
+            console.print(shown)
+    if found.get("elements"):
+        shown = table("element", "kind", "holds", "made by")
+        for e in found["elements"]:
+            shown.add_row(e["name"], e["kind"], e["holds"], e.get("step", ""))
+        console.print()
+        console.print(shown)
+    if found.get("notes"):
+        console.print("\nnotes")
+        for line in found["notes"]:
+            console.print(f"  {line}")
+    if found.get("repaired"):
+        console.print("\nrepaired")
+        for line in found["repaired"]:
+            console.print(f"  {line}")
+    if found.get("problems"):
+        console.print("\nproblems")
+        for line in found["problems"]:
+            console.print(f"  {line}")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_text(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        shown = ", ".join(map(_text, value[:12]))
+        return shown + (f", ... ({len(value)})" if len(value) > 12 else "")
+    return str(value)

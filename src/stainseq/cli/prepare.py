@@ -1,0 +1,146 @@
+"""From picture to vectors: tissue, grid, features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ._common import Json, Key, NoSeed, Slide, emit
+
+
+def tissue(
+    slide: Slide,
+    /,
+    *,
+    image_key: str = "he",
+    key_added: str = "tissue",
+    mpp: float = 4.0,
+    min_area_um2: float = 10_000.0,
+    max_hole_um2: float = 40_000.0,
+    json: Json = None,
+    seed: NoSeed = 0,
+) -> None:
+    """Find the tissue on a slide.
+
+    Parameters
+    ----------
+    image_key
+        Image element.
+    key_added
+        Name of the shapes element that is written.
+    mpp
+        Resolution at which to look, um per pixel.
+    min_area_um2
+        Smaller pieces are dropped, um2.
+    max_hole_um2
+        Smaller holes are filled, um2.
+    """
+    import stainseq as ss
+
+    sdata = ss.io.open(slide)
+    ss.pp.tissue(
+        sdata,
+        image_key=image_key,
+        key_added=key_added,
+        mpp=mpp,
+        min_area_um2=min_area_um2,
+        max_hole_um2=max_hole_um2,
+    )
+    area = sdata.shapes[key_added].geometry.area
+    result = {"element": key_added, "pieces": len(area), "area_mm2": float(area.sum()) / 1e6}
+    emit(
+        result,
+        json,
+        lambda c: c.print(f"{key_added}: {result['pieces']} pieces, {result['area_mm2']:.2f} mm2 of tissue"),
+    )
+
+
+def grid(
+    slide: Slide,
+    /,
+    *,
+    spacing_um: float = 100.0,
+    tissue_key: str = "tissue",
+    key_added: str = "grid",
+    min_cover: float = 0.5,
+    json: Json = None,
+    seed: NoSeed = 0,
+) -> None:
+    """Lay a regular grid over the tissue, to predict on slides with H&E alone.
+
+    Parameters
+    ----------
+    spacing_um
+        Distance of neighbouring centres, um.
+    tissue_key
+        Shapes of the tissue (stainseq tissue, which is run first where that was not done).
+    key_added
+        Name of the shapes element that is written.
+    min_cover
+        Least share of a grid cell that must be tissue, 0 to 1.
+    """
+    import stainseq as ss
+
+    sdata = ss.io.open(slide)
+    if tissue_key == "tissue" and tissue_key not in sdata.shapes:
+        ss.pp.tissue(sdata)
+    ss.pp.grid(sdata, spacing_um=spacing_um, tissue_key=tissue_key, key_added=key_added, min_cover=min_cover)
+    result = {"element": key_added, "regions": len(sdata.shapes[key_added]), "spacing_um": spacing_um}
+    emit(result, json, lambda c: c.print(f"{key_added}: {result['regions']} regions, {spacing_um:g} um apart"))
+
+
+def features(
+    slide: Slide,
+    /,
+    *,
+    region: str = "spots",
+    encoder: str | None = None,
+    weights: Path | None = None,
+    image_key: str = "he",
+    key: Key = None,
+    batch_size: int = 32,
+    device: str = "auto",
+    precision: str = "auto",
+    json: Json = None,
+    seed: NoSeed = 0,
+) -> None:
+    """Encode the picture around every region; goes on where an interrupted run stopped.
+
+    Parameters
+    ----------
+    region
+        Regions to encode.
+    encoder
+        Name, or several joined by "+" (stainseq list encoders); the documented default when left out.
+    weights
+        Local weights, for encoders that do not come with the package.
+    image_key
+        Image element.
+    batch_size
+        Windows per call of the encoder; changes speed, not values.
+    device
+        auto, cpu, cuda, cuda:1, mps.
+    precision
+        auto (float32 on CPU, the encoder's own on GPU) or float32.
+    """
+    import stainseq as ss
+    from stainseq import featurise, store
+
+    sdata = ss.io.open(slide)
+    ss.pp.features(
+        sdata,
+        region=region,
+        encoder=encoder,
+        weights=weights,
+        image_key=image_key,
+        key_added=key,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+    )
+    name = key or featurise.table_name(featurise.encoder_name(encoder), region)
+    made, stamp = sdata.tables[name], store.stamp_of(sdata, name) or {}
+    encoded, seconds = stamp.get("encoded", 0), stamp.get("seconds")
+    rate = f", {encoded / seconds:.1f} a second" if encoded and seconds else ""
+    result = {"table": name, "n": made.n_obs, "dim": made.n_vars, "encoded": encoded, "seconds": seconds}
+    text = f"{name}: {made.n_obs} regions x {made.n_vars} dimensions; {encoded} encoded now{rate}, the rest cached"
+    emit(result, json, lambda c: c.print(text))

@@ -1,0 +1,273 @@
+"""What a path holds: store, source, model, cohort, table."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import keys
+from ..errors import FormatError, MissingError, StainseqError, StoreError
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+_HIDDEN_FACTS = ("files",)
+
+
+def info(path: str | os.PathLike[str], *, repair: bool = True) -> dict[str, Any]:
+    """Say what a path holds: sizes, units, what was done to it, and what is wrong with it.
+
+    Parameters
+    ----------
+    path
+        A slide store (also ``.zarr.zip``), a source that `convert` takes, a MODEL folder, a cohort CSV, or a table
+        (``.h5ad``, ``.h5mu``).
+    repair
+        Mend a store that an interrupted write left untidy (see `store.repair`), and say what was done. A source,
+        model or table is never changed.
+
+    Returns
+    -------
+    dict
+        ``path``; ``kind`` ("store", "source", "model", "cohort", "table"); ``what`` in words; and, as far as they
+        apply, ``facts``, ``sizes``, ``elements`` (name, kind, holds, step), ``steps``, ``notes``, ``problems``,
+        ``repaired``.
+
+    Raises
+    ------
+    MissingError
+        Nothing is there.
+    FormatError
+        Not something that stainseq knows.
+    """
+    path = Path(path)
+    if path.suffix in (".h5ad", ".h5mu") and path.is_file():
+        return _table(path)
+    if (path / "model.json").is_file():
+        return _model(path)
+    if path.suffix.lower() == ".csv" and path.is_file():
+        return _cohort(path)
+    if path.name.endswith(".zarr.zip") or (path / "zarr.json").is_file() or (path / ".zgroup").is_file():
+        return _store(path, repair)
+    if path.suffix == ".zarr" and not path.is_dir():
+        raise MissingError("there is no store", where=path, fix="make one with `stainseq convert SOURCE OUT.zarr`")
+    return _source(path)
+
+
+def _store(path: Path, repair: bool) -> dict[str, Any]:
+    from .. import store
+
+    zipped = path.name.endswith(".zip")
+    repaired: list[str] = []
+    problems = [] if zipped else store.problems(path)
+    if problems and repair and os.access(path, os.W_OK):
+        try:
+            repaired = store.repair(path)
+        except StoreError as e:
+            problems.append(str(e))
+        else:
+            problems = store.problems(path)
+    sdata = store.open(path, repair=repair)
+    steps = store.steps(sdata)
+    made = {(s["kind"], s["element"]): str(s.get("step", "")) for s in steps}
+    elements = _elements(sdata)
+    for element in elements:
+        element["step"] = made.get((element["kind"], element["name"]), "not by stainseq")
+    return {
+        "path": str(path),
+        "kind": "store",
+        "what": f"slide store, {len(elements)} elements",
+        "facts": {k: v for k, v in store.facts(sdata).items() if k not in _HIDDEN_FACTS},
+        "elements": elements,
+        "steps": steps,
+        "problems": problems,
+        "repaired": repaired,
+    }
+
+
+def _source(path: Path) -> dict[str, Any]:
+    """A vendor's folder or file, read lazily; what hinders reading is a problem that is listed."""
+    from ._read import read, sniff
+
+    platform, what = sniff(path)
+    found: dict[str, Any] = {
+        "path": str(path),
+        "kind": "source",
+        "what": f"{what} (platform {platform}); convert it with `stainseq convert`",
+        "facts": {"platform": platform},
+        "elements": [],
+        "problems": [],
+    }
+    try:
+        sdata = read(path)
+    except StainseqError as e:
+        return found | {"problems": [str(e)]}
+    facts = dict(sdata.attrs.get(keys.STAMP, {}))
+    notes = [
+        str(line) for table in sdata.tables.values() for line in table.uns.get("stainseq_read", {}).get("notes", [])
+    ]
+    return found | {
+        "facts": {k: v for k, v in facts.items() if k not in _HIDDEN_FACTS},
+        "elements": _elements(sdata),
+        "notes": notes,
+    }
+
+
+def _elements(sdata: SpatialData) -> list[dict[str, str]]:
+    describe = {"images": _raster, "labels": _raster, "points": _points, "shapes": _shapes, "tables": _annotation}
+    return [
+        {"name": name, "kind": kind, "holds": tell(sdata, name)}
+        for kind, tell in describe.items()
+        for name in getattr(sdata, kind)
+    ]
+
+
+def _raster(sdata: SpatialData, name: str) -> str:
+    element = sdata[name]
+    levels = list(element.children.values()) if hasattr(element, "children") else [element]
+    first = next(iter(levels[0].data_vars.values())) if hasattr(levels[0], "data_vars") else levels[0]
+    sizes = dict(zip(first.dims, first.shape, strict=True))
+    channels = f"{sizes['c']} channels, " if "c" in sizes else ""
+    mpp = _mpp(sdata, name)
+    pixel = f", {mpp:.4g} um per pixel" if mpp else ", not placed in um"
+    pyramid = f", {len(levels)} levels" if len(levels) > 1 else ""
+    return f"{sizes['x']:,} x {sizes['y']:,} px, {channels}{first.dtype}{pixel}{pyramid}"
+
+
+def _mpp(sdata: SpatialData, name: str) -> float | None:
+    import numpy as np
+    from spatialdata.transformations import get_transformation
+
+    found = get_transformation(sdata[name], get_all=True)
+    if keys.UM not in found:
+        return None
+    matrix = found[keys.UM].to_affine_matrix(("x", "y"), ("x", "y"))
+    return float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
+
+
+def _points(sdata: SpatialData, name: str) -> str:
+    from .. import regions
+
+    if name in regions.names(sdata):
+        return f"grid of {len(regions.get(sdata, name)):,} bins"
+    frame = sdata.points[name]
+    return f"{len(frame):,} points, columns {', '.join(map(str, frame.columns))}"
+
+
+def _shapes(sdata: SpatialData, name: str) -> str:
+    frame = sdata.shapes[name]
+    if not len(frame):
+        return "empty"
+    kinds = ", ".join(sorted({str(k).lower() for k in frame.geom_type.unique()}))
+    if "radius" in frame:
+        low, high = float(frame["radius"].min()), float(frame["radius"].max())
+        size = f"diameter {2 * low:.4g}" + (f" to {2 * high:.4g}" if high > low * 1.001 else "")
+        return f"{len(frame):,} circles, {size}"
+    return f"{len(frame):,} {kinds}s"
+
+
+def _annotation(sdata: SpatialData, name: str) -> str:
+    table = sdata.tables[name]
+    region = table.uns.get("spatialdata_attrs", {}).get("region")
+    of = f" of {region if isinstance(region, str) else ', '.join(region)}" if region is not None else ""
+    form = getattr(table.X, "format", None)
+    dtype = getattr(table.X, "dtype", "no values")
+    results = [c.removesuffix(".rank") for c in table.var if c.endswith(".rank")]
+    results += [c.removesuffix(".domain") for c in table.obs if c.endswith(".domain")]
+    also = f"; results {', '.join(results)}" if results else ""
+    return f"{table.n_obs:,} x {table.n_vars:,}{of}, {dtype}{f' {form}' if form else ''}{also}"
+
+
+def _table(path: Path) -> dict[str, Any]:
+    """An AnnData or MuData file, opened without reading its values."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as f:
+            if "mod" in f:
+                parts = {name: _shape(group) for name, group in f["mod"].items()}
+                return {
+                    "path": str(path),
+                    "kind": "table",
+                    "what": f"MuData, {len(parts)} modalities",
+                    "sizes": {k: f"{n:,} x {g:,}" for k, (n, g) in parts.items()},
+                }
+            rows, genes = _shape(f)
+            sizes: dict[str, Any] = {"rows": rows, "genes": genes}
+            for slot in ("obs", "var"):
+                sizes[slot] = [k for k in f[slot] if k != f[slot].attrs.get("_index")]
+            for slot in ("layers", "obsm", "varm", "obsp", "uns"):
+                sizes[slot] = list(f.get(slot, {}))
+            problems = (
+                [] if keys.SPATIAL in sizes["obsm"] else ['no obsm["spatial"]: methods that need places refuse it']
+            )
+    except (OSError, KeyError, AttributeError) as e:
+        raise FormatError(f"not an AnnData or MuData file, or damaged ({e})", where=path, fix="write it again") from e
+    return {
+        "path": str(path),
+        "kind": "table",
+        "what": f"AnnData, {rows:,} x {genes:,}",
+        "sizes": {k: v for k, v in sizes.items() if v not in ([], None)},
+        "problems": problems,
+    }
+
+
+def _shape(group: Any) -> tuple[int, int]:
+    return tuple(len(group[slot][group[slot].attrs["_index"]]) for slot in ("obs", "var"))  # type: ignore[return-value]
+
+
+def _model(path: Path) -> dict[str, Any]:
+    from .. import model
+
+    loaded = model.load(path)
+    config = loaded.config
+    slides = [str(s.get("slide", s.get("path", "?"))) for s in config["slides"]]
+    summary = loaded.metrics.get("summary", {})
+    facts = {
+        "head": config["head"],
+        "encoder": config["encoder"].get("name"),
+        "region": config["region"],
+        "units": config["units"],
+        "slides": slides,
+        "split": f"{config['split']}, {config['n_folds']} folds",
+        "seed": config["seed"],
+        "package_version": config.get("package_version"),
+        "fingerprint": loaded.fingerprint,
+    }
+    scores = {k: summary[k] for k in ("pearson", "interval") if summary.get(k) is not None}
+    return {
+        "path": str(path),
+        "kind": "model",
+        "what": f"model, {len(loaded.genes)} genes from {len(loaded.training)} regions of {len(slides)} slides",
+        "facts": facts,
+        "sizes": {"genes": loaded.genes, **({"cross-validated": scores} if scores else {})},
+        "notes": [str(n) for n in config.get("notes", [])],
+    }
+
+
+def _cohort(path: Path) -> dict[str, Any]:
+    import pandas as pd
+
+    try:
+        frame = pd.read_csv(path, dtype=str)
+    except (ValueError, OSError) as e:
+        raise FormatError(f"not a table ({e})", where=path, fix="give a CSV with a header") from e
+    missing = [c for c in ("slide", "path") if c not in frame]
+    if missing:
+        raise FormatError(
+            f"a CSV, but no cohort: no column {', '.join(missing)}", where=path, fix="a cohort has slide, path, patient"
+        )
+    absent = [p for p in frame["path"].dropna() if not (path.parent / p).exists() and not Path(p).exists()]
+    elements = [
+        {"name": str(r["slide"]), "kind": "slide", "holds": str(r["path"]), "step": str(r.get("patient", "") or "")}
+        for r in frame.to_dict(orient="records")
+    ]
+    patients = frame["patient"].nunique() if "patient" in frame else 0
+    return {
+        "path": str(path),
+        "kind": "cohort",
+        "what": f"cohort, {len(frame)} slides" + (f" of {patients} patients" if patients else ""),
+        "elements": elements,
+        "problems": [f"not there: {p}" for p in absent],
+    }
