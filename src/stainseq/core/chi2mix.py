@@ -78,13 +78,15 @@ def _log_upper(a: NDArray[Any], x: NDArray[Any]) -> NDArray[Any]:  # pragma: no 
     return out
 
 
-def log_cauchy_combination(log_p: Any, *, ceiling: float = 1e-15) -> NDArray[np.float64]:
+def log_cauchy_combination(log_p: Any, *, weights: Any = None, ceiling: float = 1e-15) -> NDArray[np.float64]:
     """Combine the p-values of dependent tests of one hypothesis: c = mean tan((1/2 - p) pi), p = P(Cauchy > c).
 
     Parameters
     ----------
     log_p
         float [g, k] natural logs. NaN tests are left out; NaN results where no test is left.
+    weights
+        float [k], positive, of the mean; default equal.
     ceiling
         p is taken to be at most 1 - `ceiling`, so that one p of exactly 1 does not outweigh everything else.
 
@@ -99,20 +101,22 @@ def log_cauchy_combination(log_p: Any, *, ceiling: float = 1e-15) -> NDArray[np.
     """
     log_p = np.asarray(log_p, dtype=np.float64)
     used = ~np.isnan(log_p)
-    count = used.sum(axis=1)
+    share = np.where(used, np.ones(log_p.shape[1]) if weights is None else np.asarray(weights, dtype=np.float64), 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = share / share.sum(axis=1, keepdims=True)
     small = used & (log_p < _SMALL)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):
         p = np.minimum(np.exp(np.where(used & ~small, log_p, math.log(0.5))), 1.0 - ceiling)
-        moderate = (1.0 / np.tan(np.pi * p)).sum(axis=1)
-        exponent = np.where(small, -log_p - math.log(math.pi), -np.inf)
+        moderate = (share / np.tan(np.pi * p)).sum(axis=1)
+        exponent = np.where(small, np.log(share) - log_p - math.log(math.pi), -np.inf)
         top = np.max(exponent, axis=1, initial=-np.inf)
         shifted = np.exp(exponent - np.where(np.isfinite(top), top, 0.0)[:, None]).sum(axis=1)
         huge = np.log(shifted) + np.where(np.isfinite(top), top, -np.inf)
         # log(c) where the small p-values rule, c itself elsewhere.
         ratio = moderate * np.exp(-huge)
-        log_c = huge + np.log1p(ratio) - np.log(count)
-        plain = (np.exp(np.minimum(huge, 700.0)) + moderate) / count
+        log_c = huge + np.log1p(ratio)
+        plain = np.exp(np.minimum(huge, 700.0)) + moderate
         result = np.log(np.arctan2(1.0, plain) / np.pi)
         far = np.isfinite(huge) & (log_c > 18.0)
     result = np.where(far, -log_c - math.log(math.pi), result)
-    return np.where(count > 0, result, np.nan)
+    return np.where(used.any(axis=1), result, np.nan)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from .kernels import Operator
 
-NODES = 64
+NODES = 65
 _CHUNK_BYTES = 256 << 20
 
 
@@ -52,12 +52,36 @@ class NullWeights:
         nodes = 0.5 * (1.0 - np.cos(np.pi * np.arange(count) / (count - 1)))
         return cls(sizes, float(np.exp(np.log(sizes).mean())), nodes)
 
+    @classmethod
+    def gaussian(cls, places: int) -> NullWeights:
+        """The constant weights of a Gaussian null: one node."""
+        return cls(np.ones(places), 1.0, np.zeros(1))
+
     def weights(self, chosen: slice | NDArray[Any]) -> NDArray[np.float64]:
         """s (1 + t centre) / (1 + t s) at some of the nodes, [n, nodes]."""
-        x = self.nodes[chosen][None, :]
+        return self.weights_at(self.nodes[chosen])
+
+    def weights_at(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The same at any x, [n, len(x)]."""
         inside, outside = x**2, (1.0 - x) ** 2  # t centre = inside / outside
         s = self.sizes[:, None]
         return s * (outside + inside) / (outside + inside * (s / self.centre))
+
+    def third(self, chosen: slice | NDArray[Any]) -> NDArray[np.float64]:
+        """Third moments of the residuals up to a factor, s (1 + 2 t s) / (1 + t s)^2 scaled alike, [n, nodes]."""
+        x = self.nodes[chosen]
+        inside, outside = x**2, (1.0 - x) ** 2
+        s = self.sizes[:, None]
+        relative = s / self.centre
+        return s * (outside + 2.0 * inside * relative) * (outside + inside) / (outside + inside * relative) ** 2
+
+    def coarser(self, step: int) -> NullWeights:
+        """Every `step`-th node, both ends kept (the number of nodes less one must be a multiple of it)."""
+        return self if len(self.nodes) == 1 else NullWeights(self.sizes, self.centre, self.nodes[::step])
+
+    def from_coarser(self, values: Any, coarser: NullWeights) -> NDArray[np.float64]:
+        """Values at the nodes of a coarser family, interpolated to these nodes."""
+        return coarser.interpolate(np.asarray(values, dtype=np.float64), self.nodes)
 
     def place(self, m: NDArray[np.float64], alpha: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any]]:
         """x of each gene, and the factor that its scaled weights carry: W = scale * weights(x)."""
@@ -68,6 +92,8 @@ class NullWeights:
     def interpolate(self, values: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
         """Barycentric interpolation of values [j, ...] at the nodes to x [g]; returns [g, ...]."""
         count = len(self.nodes)
+        if count == 1:
+            return np.broadcast_to(values[0], (len(x), *values.shape[1:]))
         w = np.where(np.arange(count) % 2 == 0, 1.0, -1.0)
         w[[0, -1]] *= 0.5
         gap = x[:, None] - self.nodes

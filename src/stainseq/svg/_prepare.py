@@ -77,9 +77,12 @@ class Sample:
         """Leave rows out, given in canonical order."""
         self._order, self.coordinates = self._order[kept], self.coordinates[kept]
 
-    def in_order(self, values: Any) -> NDArray[np.float64]:
+    def per_row(self, values: Any, name: str) -> NDArray[np.float64]:
         """Values given per row, as the caller's rows are ordered, put in canonical order."""
-        return np.asarray(values, dtype=np.float64)[self._order]
+        values = np.asarray(values, dtype=np.float64).ravel()
+        if len(values) != self._counts.shape[0]:
+            raise InputError(f"{len(values)} values for {self._counts.shape[0]} rows", where=name)
+        return values[self._order]
 
     def block(self, start: int, stop: int) -> sparse.csc_array:
         """Genes `start` to `stop` as float64 CSC, rows in canonical order and sorted within columns, no zeros."""
