@@ -12,7 +12,8 @@ LAYOUTS = {"hexagon": 6, "square": 4, "free": 10}
 """Neighbours looked at in each layout. Ten of free points: about the first ring of cells and a half more, because a
 ring of irregular points is noisier than one of an array."""
 
-_TIE = 1e-6
+_TIE = 1e-6  # of the spacing: equal distances of a lattice differ in their last digits
+_BLOCK_ROWS = 65536
 
 
 def refine(
@@ -92,16 +93,22 @@ def nearest(coordinates: np.ndarray, k: int) -> np.ndarray:
     rank = np.empty(n, dtype=np.int64)
     order = np.lexsort((coordinates[:, 0], coordinates[:, 1]))
     rank[order] = np.arange(n)
-    # Room for the rings of a lattice that tie with the last.
-    ask = min(n, k + 13)
-    distance, index = cKDTree(coordinates[order]).query(coordinates[order], k=ask)
-    if ask == 1:
+    placed = coordinates[order]
+    tree = cKDTree(placed)
+    if k == 0:
         return np.arange(n)[:, None]
-    unit = np.median(distance[:, 1][distance[:, 1] > 0]) if (distance[:, 1] > 0).any() else 1.0
-    level = np.rint(distance / (unit * _TIE))
-    level[index == np.arange(n)[:, None]] = -1
-    by = np.lexsort((index, level), axis=1)[:, : k + 1]
-    found = np.take_along_axis(index, by, axis=1)
+    found = np.empty((n, k + 1), dtype=np.int64)
+    unit = float(tree.query(placed[:: max(1, n // 1000)], k=2)[0][:, 1].max()) or 1.0
+    for start in range(0, n, _BLOCK_ROWS):
+        rows = np.arange(start, min(n, start + _BLOCK_ROWS))
+        # Room for the rings of a lattice that tie with the last.
+        distance, index = tree.query(placed[rows], k=min(n, k + 13), workers=-1)
+        level = np.rint(distance / (unit * _TIE))
+        level[index == rows[:, None]] = -1
+        by = np.lexsort((index, level), axis=1)[:, : k + 1]
+        found[rows] = np.take_along_axis(index, by, axis=1)
+        # Where many rows share one place the row itself may not be among those found.
+        found[rows, 0] = rows
     out = np.empty_like(found)
     out[order] = order[found]
     return out
