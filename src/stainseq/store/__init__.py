@@ -103,7 +103,7 @@ def create(
             stamp = spec.stamp(step, parameters=parameters, inputs=inputs)
             work = stage.folder / f"{kind}-{name}"
             work.mkdir()
-            at = elements.write(element, work, kind=kind, name=name, stamp=stamp)
+            at = elements.write(elements.settle(element), work, kind=kind, name=name, stamp=stamp)
             (stage.new / kind).mkdir(exist_ok=True)
             at.rename(stage.new / kind / name)
             files.remove(work)
@@ -184,6 +184,7 @@ def write_element(
     """
     from . import elements
 
+    element = elements.settle(element)
     kind = elements.kind_of(element)
     elements.check_name(sdata, name, kind)
     stamp = spec.stamp(step, parameters=parameters, inputs=inputs, **(more or {}))

@@ -56,25 +56,27 @@ class Columns:
         self._types = {f.name: str(_plain_type(f.type)) for f in schema}
         self._values = {name: hashlib.blake2b(digest_size=16) for name in self._types}
         self._lengths = {name: hashlib.blake2b(digest_size=16) for name in self._types}
+        self._nulls = {name: hashlib.blake2b(digest_size=16) for name in self._types}
         self._rows = 0
 
     def update(self, table: Any) -> None:
         """Add the rows of an Arrow table or record batch."""
         for name in self._types:
-            column = table.column(name)
+            column, row = table.column(name), self._rows
             for chunk in getattr(column, "chunks", [column]):
-                self._add(name, chunk)
+                self._add(name, chunk, row)
+                row += len(chunk)
         self._rows += table.num_rows
 
-    def _add(self, name: str, chunk: Any) -> None:
+    def _add(self, name: str, chunk: Any, first_row: int) -> None:
         import pyarrow as pa
         import pyarrow.compute as pc
 
         chunk = chunk.cast(_plain_type(chunk.type)) if chunk.type != _plain_type(chunk.type) else chunk
         kind = chunk.type
         if chunk.null_count:
-            rows = np.flatnonzero(np.asarray(pc.is_null(chunk))) + self._rows
-            self._lengths[name].update(b"null" + rows.astype("<i8").tobytes())
+            rows = np.flatnonzero(np.asarray(pc.is_null(chunk))) + first_row
+            self._nulls[name].update(rows.astype("<i8").tobytes())
             chunk = chunk.drop_null()
         if pa.types.is_large_string(kind) or pa.types.is_large_binary(kind):
             offsets = np.frombuffer(chunk.buffers()[1], dtype="<i8")[chunk.offset : chunk.offset + len(chunk) + 1]
@@ -90,7 +92,8 @@ class Columns:
 
     def digest(self, *more: Any) -> str:
         """The fingerprint; `more` are further facts that count."""
-        parts = {n: [t, self._values[n].hexdigest(), self._lengths[n].hexdigest()] for n, t in self._types.items()}
+        kept = (self._values, self._lengths, self._nulls)
+        parts = {n: [t, *(digests[n].hexdigest() for digests in kept)] for n, t in self._types.items()}
         return spec.fingerprint("rows", self._rows, parts, *more)
 
 
@@ -192,8 +195,9 @@ def element_folder(folder: Path, kind: str, *, element: Any = None) -> str:
         from .points import data_files
 
         dataset = ds.dataset([str(f) for f in data_files(folder)], format="parquet")
-        running = Columns(dataset.schema)
-        for batch in dataset.to_batches(batch_size=1 << 18):
+        columns = [c for c in dataset.schema.names if c != "__null_dask_index__"]  # dask's, not the user's
+        running = Columns(dataset.schema.empty_table().select(columns).schema)
+        for batch in dataset.to_batches(columns=columns, batch_size=1 << 18):
             running.update(batch)
         return running.digest(transformations(element))
     from .images import content_of

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import keys
-from ..errors import InputError, StoreError
+from ..errors import InputError, StainseqError, StoreError
 from . import content, images, metadata, points
 from .files import read_json, write_json
 
@@ -113,7 +113,7 @@ def write(element: Any, folder: Path, *, kind: str, name: str, stamp: dict[str, 
     Parameters
     ----------
     element
-        Any kind; lazy ones are streamed.
+        Any kind, settled (see `settle`); lazy ones are streamed.
     folder
         An existing empty folder to work in.
     kind, name
@@ -133,15 +133,35 @@ def write(element: Any, folder: Path, *, kind: str, name: str, stamp: dict[str, 
         elif kind == "points":
             stamp |= points.write(element, store, name=name, scratch=folder / "scratch")
         elif kind == "shapes":
-            stamp |= _write_shapes(element, store, name)
+            with _as_input_errors(kind, name):
+                stamp |= _write_shapes(element, store, name)
         else:
-            stamp |= _write_table(element, store, name, stamp)
+            with _as_input_errors(kind, name):
+                stamp |= _write_table(element, store, name, stamp)
         at = store / kind / name
         described = read_json(at / "zarr.json")
         described["attributes"][keys.STAMP] = stamp
         write_json(at / "zarr.json", described)
         _check(element, store, kind=kind, name=name, stamp=stamp)
     return at
+
+
+@contextmanager
+def _as_input_errors(kind: str, name: str) -> Iterator[None]:
+    """spatialdata's and anndata's refusals of what they are given, as ours."""
+    from anndata._io.specs.registry import IORegistryError
+
+    try:
+        yield
+    except StainseqError:
+        raise
+    except (TypeError, ValueError, KeyError, IORegistryError) as e:
+        said = str(e).strip().splitlines() or [type(e).__name__]
+        raise InputError(
+            f"it cannot be stored: {said[0]}",
+            where=f"{kind}/{name}",
+            fix="bring it into the form that spatialdata stores",
+        ) from e
 
 
 def _write_shapes(element: Any, store: Path, name: str) -> dict[str, Any]:
@@ -156,23 +176,55 @@ def _write_table(element: Any, store: Path, name: str, stamp: dict[str, Any]) ->
     from anndata.io import write_elem
     from spatialdata import SpatialData
 
-    table = _in_memory_axes(element)
-    table.uns[keys.STAMP] = to_uns(stamp)
-    SpatialData(tables={name: table}).write(store)
+    element.uns[keys.STAMP] = to_uns(stamp)
+    SpatialData(tables={name: element}).write(store)
     group = zarr.open_group(store / "tables" / name, mode="r+", use_consolidated=False)
     more = {"content": content.zarr_tree(group), "shape": list(element.shape)}
-    write_elem(group, f"uns/{keys.STAMP}", to_uns({**stamp, **more}))
-    table.uns[keys.STAMP] = to_uns({**stamp, **more})
+    for key, value in to_uns(more).items():
+        write_elem(group, f"uns/{keys.STAMP}/{key}", value)
+    element.uns[keys.STAMP] = to_uns({**stamp, **more})
     return more
 
 
-def _in_memory_axes(table: Any) -> Any:
-    """A table whose obs and var are pandas; lazily opened ones (`anndata.experimental.read_lazy`) have others."""
-    import pandas as pd
+def settle(element: Any) -> Any:
+    """A table with pandas axes and no view; all other elements as they are.
 
-    if table.isbacked or not isinstance(table.obs, pd.DataFrame) or not isinstance(table.var, pd.DataFrame):
-        return table.to_memory()
-    return table.copy() if table.is_view else table
+    Tables that were opened lazily (`anndata.experimental.read_lazy`) have axes that spatialdata refuses. Their
+    matrices stay lazy, and are streamed.
+    """
+    import pandas as pd
+    from anndata import AnnData
+
+    if not isinstance(element, AnnData):
+        return element
+    if element.isbacked:
+        return element.to_memory()
+    if isinstance(element.obs, pd.DataFrame) and isinstance(element.var, pd.DataFrame):
+        return element.copy() if element.is_view else element
+    mappings = {k: _loaded(dict(getattr(element, k)), frames_only=True) for k in _MAPPINGS}
+    return AnnData(
+        element.X,
+        obs=element.obs.to_memory(),
+        var=element.var.to_memory(),
+        uns=_loaded(dict(element.uns), frames_only=False),
+        **mappings,
+    )
+
+
+_MAPPINGS = ("layers", "obsm", "varm", "obsp", "varp")
+
+
+def _loaded(value: Any, *, frames_only: bool) -> Any:
+    if isinstance(value, dict):
+        return {k: _loaded(v, frames_only=frames_only) for k, v in value.items()}
+    if hasattr(value, "to_memory"):
+        return value.to_memory()
+    return value if frames_only or not hasattr(value, "compute") else value.compute()
+
+
+def _is_lazy(table: Any) -> bool:
+    parts = [table.X, *(v for k in _MAPPINGS for v in getattr(table, k).values())]
+    return any(hasattr(p, "dask") for p in parts)
 
 
 def to_uns(stamp: dict[str, Any]) -> dict[str, Any]:
@@ -232,12 +284,10 @@ def attach(sdata: Any, element: Any, *, kind: str, name: str, stamp: dict[str, A
     with quiet():
         if sdata.path is None:
             if kind == "tables":
-                element = _in_memory_axes(element)
                 element.uns[keys.STAMP] = to_uns(stamp)
             else:
                 element.attrs[keys.STAMP] = stamp
-        elif kind == "tables":
-            element = _in_memory_axes(element)
+        elif kind == "tables" and not _is_lazy(element):
             element.uns[keys.STAMP] = to_uns(stamp)
         elif kind != "shapes":
             element = _reopen(Path(sdata.path), kind, name)

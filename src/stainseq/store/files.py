@@ -148,15 +148,25 @@ _REASONS = {
     errno.EACCES: ("no permission to write here", "write to another folder or change its permissions"),
     errno.EPERM: ("no permission to write here", "write to another folder or change its permissions"),
 }
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @contextmanager
 def as_store_errors(path: Path) -> Iterator[None]:
-    """Turn the system's refusals into one clear `StoreError`."""
+    """Turn the system's refusals to write into one clear `StoreError`.
+
+    What is written may be read lazily from elsewhere: an error that names a file outside the store's folder is not
+    about the store, and passes.
+    """
     try:
         yield
     except OSError as e:
-        if isinstance(e, StoreError):
+        named = e.filename if isinstance(e.filename, (str, os.PathLike)) else None
+        if named is not None and e.errno not in _OF_THE_DISK and not _is_below(Path(named), path.parent):
             raise
         what, fix = _REASONS.get(e.errno or 0, (f"the store cannot be written ({e.strerror or e})", None))
-        raise StoreError(f"{what}; the store is unchanged", where=path, fix=fix) from e
+        raise StoreError(f"{what}; nothing in the store has changed", where=path, fix=fix) from e
+
+
+def _is_below(file: Path, folder: Path) -> bool:
+    return Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder))

@@ -22,8 +22,10 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-_ours: dict[str, int] = {}
+_ours: set[str] = set()
 _guard = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_ours.clear)  # record locks are not inherited
 
 
 def lock_file(path: Path) -> Path:
@@ -46,7 +48,7 @@ def locked(path: Path) -> Iterator[None]:
         # file would drop it, so that threads are kept apart here and never open the file twice.
         if key in _ours:
             raise _busy(path, {"pid": os.getpid(), "host": socket.gethostname()})
-        _ours[key] = -1
+        _ours.add(key)
     try:
         fd = _acquire(path)
         try:
@@ -55,7 +57,7 @@ def locked(path: Path) -> Iterator[None]:
             _release(path, fd)
     finally:
         with _guard:
-            _ours.pop(key, None)
+            _ours.discard(key)
 
 
 def holder(path: Path) -> dict[str, object] | None:

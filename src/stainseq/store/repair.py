@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import StoreError
 from . import files, metadata
-from .lock import holder, locked
+from .lock import holder, lock_file, locked
 from .swap import Stage
 
 _WORDS = {"write": "writing {name!r}", "delete": "deleting {name!r}", "create": "writing the store"}
@@ -24,8 +24,8 @@ def leftovers(path: Path) -> list[Path]:
 
 
 def is_untidy(path: Path) -> bool:
-    """Whether a store has leftovers, or a list of elements that is not what lies on disk; cheap."""
-    if leftovers(path):
+    """Whether a store has leftovers (a dead process's lock file too), or a list of elements unlike the disk; cheap."""
+    if leftovers(path) or lock_file(path).exists():
         return True
     if not metadata.is_store(path):
         return False
@@ -60,27 +60,24 @@ def repair(path: Path, *, set_aside: bool = True) -> list[str]:
 
 
 def _finish(stage: Stage) -> str:
+    """Finish what was past its point of no return, and drop everything else."""
     journal = _journal(stage)
     op, kind, name = journal.get("op", ""), journal.get("kind", ""), journal.get("name", "")
-    doing = _WORDS.get(op, "a write").format(name=name)
     target = stage.path / kind / name if op in ("write", "delete") else stage.path
-    outcome = "the store is as it was before"
+    outcome = "dropped the unfinished part"
     if journal.get("phase") == "swap":
-        if op == "delete":
-            if not (stage.folder / "root.json").exists():  # already off the list
-                if target.exists():
-                    os.rename(target, stage.old)
-                outcome = "finished it"
-        elif target.exists():
-            outcome = "kept the new one" if not stage.new.exists() or stage.old.exists() else outcome
-            outcome = "kept the one in place" if stage.new.exists() else outcome
-        elif stage.new.exists():
-            os.rename(stage.new, target)
+        if op == "delete" and not (stage.folder / "root.json").exists():  # it is off the list already
+            if target.exists():
+                os.rename(target, stage.old)
             outcome = "finished it"
-        elif stage.old.exists():
-            os.rename(stage.old, target)
+        elif op != "delete" and not target.exists():  # killed between the two renames, or before the only one
+            source = stage.new if stage.new.exists() else stage.old
+            if source.exists():
+                target.parent.mkdir(exist_ok=True)
+                os.rename(source, target)
+                outcome = "finished it"
     files.remove(stage.folder)
-    return f"{doing} had been interrupted: {outcome}"
+    return f"{_WORDS.get(op, 'a write').format(name=name)} had been interrupted: {outcome}"
 
 
 def _journal(stage: Stage) -> dict[str, Any]:
