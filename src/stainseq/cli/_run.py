@@ -70,10 +70,19 @@ def run(argv: list[str]) -> int:
         Exit code.
     """
     debug, argv = _take_debug(argv)
-    if not debug:
-        # Libraries' warnings would bury the one line that matters; --debug shows them.
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
+    quiet = logging.root.manager.disable
+    with warnings.catch_warnings():
+        if not debug:
+            # Libraries' warnings would bury the one line that matters; --debug shows them.
+            warnings.simplefilter("ignore")
+            logging.disable(logging.WARNING)
+        try:
+            return _guarded(argv, debug)
+        finally:
+            logging.disable(quiet)
+
+
+def _guarded(argv: list[str], debug: bool) -> int:
     try:
         code = _call(argv)
         sys.stdout.flush()

@@ -23,7 +23,7 @@ def plot(
     compare: bool = False,
     prediction: str | None = None,
     image_key: str = "he",
-    image_alpha: float = 0.55,
+    image_alpha: float = 0.4,
     crop_um: tuple[float, float, float, float] | None = None,
     columns: int = 4,
     panel_inches: float = 2.3,

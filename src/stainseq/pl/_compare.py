@@ -26,7 +26,7 @@ def measured_predicted(
     prediction: str | None = None,
     region: str = keys.SPOTS,
     image_key: str | LevelStack | None = keys.HE,
-    image_alpha: float = 0.55,
+    image_alpha: float = 0.4,
     crop_um: tuple[float, float, float, float] | None = None,
     quantiles: tuple[float, float] = (0.01, 0.99),
     cmap: str = _style.SEQUENTIAL,

@@ -102,7 +102,7 @@ def regions(
         ax.imshow(rgba, extent=(box[0], box[2], box[3], box[1]), interpolation="antialiased", zorder=1, aspect="equal")
         return
     style: dict[str, Any] = {"rasterized": n > RASTER_ABOVE, "zorder": 1}
-    style |= {"facecolors": "none", "edgecolors": edge, "linewidths": 0.5} if edge else {
+    style |= {"facecolors": "none", "edgecolors": edge, "linewidths": 0.7} if edge else {
         "facecolors": colours, "edgecolors": "none", "linewidths": 0}  # fmt: skip
     if marks.polygons is not None:
         outlines = [np.asarray(p.exterior.coords) for p in marks.polygons]

@@ -247,7 +247,8 @@ class Page:
                 self.sdata, color=gene, region=region, table_key=name, image_key=self.image, panel_inches=1.6
             )
             pictures.append(raster(figure, alt=f"Map of predicted {gene}.", caption=gene))
-        note = f"{table.n_obs:,} {region} regions, predicted from the image alone."
+        shown = "regions of a regular grid" if region == keys.GRID else region
+        note = f"{table.n_obs:,} {shown}, predicted from the image alone."
         title = "Predicted over the whole tissue" if self.truth is not None else "Predicted expression"
         return {"title": title, "note": note, "pictures": pictures}
 
@@ -369,7 +370,7 @@ class Page:
                         "created": str(made.get("created", "")).replace("T", " ")[:16],
                     }
                 )
-        return rows
+        return sorted(rows, key=lambda row: row["created"])
 
     def absent(self) -> str:
         """What could be here, and how to get it."""

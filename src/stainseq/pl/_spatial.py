@@ -29,7 +29,7 @@ def spatial(
     table_key: str | None = None,
     layer: str | None = None,
     image_key: str | LevelStack | None = keys.HE,
-    image_alpha: float = 0.55,
+    image_alpha: float = 0.4,
     crop_um: tuple[float, float, float, float] | None = None,
     quantiles: tuple[float, float] = (0.01, 0.99),
     cmap: str = _style.SEQUENTIAL,
@@ -59,7 +59,7 @@ def spatial(
         none.
     image_alpha
         Strength of the image below coloured regions, 0 to 1: lightened, so that colours are read against it. Below
-        outlines alone it is shown in full.
+        outlines alone it is at least 0.75, and alone it is shown in full.
     crop_um
         (min_x, min_y, max_x, max_y) in um. Default: the regions with a small margin.
     quantiles
@@ -102,7 +102,7 @@ def spatial(
     titles = [title] if isinstance(title, str) else list(title) if title is not None else [n or "" for n in names]
     with _style.style():
         figure, axes = panels(len(names), box, columns=columns, panel_inches=panel_inches, beside=_beside(shown))
-        alpha = image_alpha if any(s is not None for s in shown) else 1.0
+        alpha = image_alpha if any(s is not None for s in shown) else 1.0 if found is None else max(image_alpha, 0.75)
         rgb = None if image is None else _find.read(image, box, int(panel_inches * _PX_PER_INCH))
         for i, (ax, what) in enumerate(zip(axes, shown, strict=True)):
             one_map(ax, box, rgb=rgb, alpha=alpha)
