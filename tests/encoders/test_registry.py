@@ -14,11 +14,57 @@ from stainseq.encoders.build import FAMILIES
 from stainseq.errors import FormatError, InputError, MissingError
 
 NAMES = encoders.spec_names()
-TABLE = """uni uni2-h virchow virchow2 h-optimus-0 h-optimus-1 h0-mini gigapath gigapath-flash phikon phikon-v2 conch
-conch-v1.5 plip clip quiltnet-b-32 quiltnet-b-16 quiltnet-b-16-pmb biomedclip omiclip musk keep hibou-b hibou-l gpfm
-midnight-12k open-midnight kaiko-vits16 kaiko-vits8 kaiko-vitb16 kaiko-vitb8 kaiko-vitl14 lunit-vits8 lunit-vits16
-lunit-resnet50-bt lunit-resnet50-mocov2 lunit-resnet50-swav ctranspath mstar rudolfv2-s rudolfv2-b rudolfv2
-genbio-pathfm vit-google resnet50-hest resnet50 lite0 lite2 shell""".split()
+TABLE = [
+    "uni",
+    "uni2-h",
+    "virchow",
+    "virchow2",
+    "h-optimus-0",
+    "h-optimus-1",
+    "h0-mini",
+    "gigapath",
+    "gigapath-flash",
+    "phikon",
+    "phikon-v2",
+    "conch",
+    "conch-v1.5",
+    "plip",
+    "clip",
+    "quiltnet-b-32",
+    "quiltnet-b-16",
+    "quiltnet-b-16-pmb",
+    "biomedclip",
+    "omiclip",
+    "musk",
+    "keep",
+    "hibou-b",
+    "hibou-l",
+    "gpfm",
+    "midnight-12k",
+    "open-midnight",
+    "kaiko-vits16",
+    "kaiko-vits8",
+    "kaiko-vitb16",
+    "kaiko-vitb8",
+    "kaiko-vitl14",
+    "lunit-vits8",
+    "lunit-vits16",
+    "lunit-resnet50-bt",
+    "lunit-resnet50-mocov2",
+    "lunit-resnet50-swav",
+    "ctranspath",
+    "mstar",
+    "rudolfv2-s",
+    "rudolfv2-b",
+    "rudolfv2",
+    "genbio-pathfm",
+    "vit-google",
+    "resnet50-hest",
+    "resnet50",
+    "lite0",
+    "lite2",
+    "shell",
+]
 OWN = [n for n in NAMES if encoders.spec(n).family in FAMILIES]
 
 

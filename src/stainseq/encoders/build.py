@@ -22,7 +22,7 @@ FAMILIES = {"lite": "lite", "shell": "shell", "resnet": "resnet", "vit": "vit",
             "morphology": "morphology"}  # fmt: skip
 """Module that builds the network of a family; it has `build(spec)` and `rename(state, net)`."""
 
-EXPORTABLE = ("lite", "shell", "resnet")
+EXPORTABLE = ("lite", "shell", "resnet", "morphology")
 """Families whose networks are convolutional, where ONNX Runtime is 3 to 5 times eager torch; a ViT gains
 little."""
 

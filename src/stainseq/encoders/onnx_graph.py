@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from onnx import NodeProto
 
 OPSET = 18
-LEAVES = (ConvUnit, nn.Conv2d, nn.GroupNorm)
+LEAVES = (ConvUnit, nn.Conv2d, nn.GroupNorm, nn.ReplicationPad2d)
 
 
 class _Tracer(fx.Tracer):
@@ -100,6 +100,12 @@ def _conv(w: _Writer, m: nn.Conv2d, x: str, shape: tuple[int, ...]) -> None:
            pads=pad + pad)  # fmt: skip
 
 
+def _repeat_border(w: _Writer, m: nn.ReplicationPad2d, x: str, shape: tuple[int, ...]) -> None:
+    left, right, top, bottom = m.padding
+    pads = w.constant([0, 0, top, left, 0, 0, bottom, right], np.int64)
+    w.emit("Pad", [x, pads], last=True, mode="edge")
+
+
 def _group_norm(w: _Writer, m: nn.GroupNorm, x: str, shape: tuple[int, ...]) -> None:
     _, c, height, width = shape
     ones, zeros = np.ones(m.num_groups), np.zeros(m.num_groups)
@@ -118,6 +124,7 @@ _MODULES: dict[type, Callable[..., None]] = {
     ConvUnit: _conv_unit,
     nn.Conv2d: _conv,
     nn.GroupNorm: _group_norm,
+    nn.ReplicationPad2d: _repeat_border,
     nn.Identity: _identity,
 }
 
@@ -146,10 +153,13 @@ def _float(w: _Writer, n: fx.Node) -> None:
     w.emit("Cast", [w.ref(n.args[0])], last=True, to=1)
 
 
-def _mean(w: _Writer, n: fx.Node) -> None:
-    axes = [int(a) for a in n.args[1]]  # type: ignore[union-attr,arg-type]
-    w.emit("ReduceMean", [w.ref(n.args[0]), w.constant(axes, np.int64)], last=True,
-           keepdims=int(bool(n.kwargs.get("keepdim", False))))  # fmt: skip
+def _reduce(op: str) -> Callable[[_Writer, fx.Node], None]:
+    def rule(w: _Writer, n: fx.Node) -> None:
+        axes = list(n.args[1]) if isinstance(n.args[1], (tuple, list)) else [n.args[1]]
+        keep = int(bool(n.kwargs.get("keepdim", False)))
+        w.emit(op, [w.ref(n.args[0]), w.constant(axes, np.int64)], last=True, keepdims=keep)
+
+    return rule
 
 
 def _clamp_min(w: _Writer, n: fx.Node) -> None:
@@ -205,11 +215,27 @@ def _mish(w: _Writer, n: fx.Node) -> None:
     w.emit("Mul", [x, ratio], last=True)
 
 
-def _max_pool(w: _Writer, n: fx.Node) -> None:
-    given = {**dict(zip(("kernel_size", "stride", "padding"), n.args[1:], strict=False)), **n.kwargs}
-    kernel, stride, padding = (int(given[k]) for k in ("kernel_size", "stride", "padding"))  # type: ignore[arg-type]
-    w.emit("MaxPool", [w.ref(n.args[0])], last=True, kernel_shape=[kernel] * 2, strides=[stride] * 2,
-           pads=[padding] * 4)  # fmt: skip
+def _pair(value: Any) -> list[int]:
+    return [int(v) for v in value] if isinstance(value, (tuple, list)) else [int(value)] * 2
+
+
+def _pool(op: str) -> Callable[[_Writer, fx.Node], None]:
+    def rule(w: _Writer, n: fx.Node) -> None:
+        given = {"padding": 0, **dict(zip(("kernel_size", "stride", "padding"), n.args[1:], strict=False)), **n.kwargs}
+        pads = _pair(given["padding"])
+        w.emit(op, [w.ref(n.args[0])], last=True, kernel_shape=_pair(given["kernel_size"]),
+               strides=_pair(given["stride"]), pads=pads + pads)  # fmt: skip
+
+    return rule
+
+
+def _slice(w: _Writer, n: fx.Node) -> None:
+    index = n.args[1] if isinstance(n.args[1], tuple) else (n.args[1],)
+    cuts = [(axis, s) for axis, s in enumerate(index) if isinstance(s, slice) and s != slice(None)]
+    far = np.iinfo(np.int64).max
+    starts = w.constant([s.start or 0 for _, s in cuts], np.int64)
+    stops = w.constant([far if s.stop is None else s.stop for _, s in cuts], np.int64)
+    w.emit("Slice", [w.ref(n.args[0]), starts, stops, w.constant([a for a, _ in cuts], np.int64)], last=True)
 
 
 _RULES: dict[Any, Callable[[_Writer, fx.Node], None]] = {
@@ -222,7 +248,13 @@ _RULES: dict[Any, Callable[[_Writer, fx.Node], None]] = {
     torch.relu: _unary("Relu"),
     F.relu: _unary("Relu"),
     F.mish: _mish,
-    F.max_pool2d: _max_pool,
+    F.max_pool2d: _pool("MaxPool"),
+    F.avg_pool2d: _pool("AveragePool"),
+    torch.amax: _reduce("ReduceMax"),
+    torch.abs: _unary("Abs"),
+    torch.ge: _binary("GreaterOrEqual"),
+    torch.gt: _binary("Greater"),
+    operator.getitem: _slice,
     torch.log10: _log10,
     torch.topk: _topk,
     getattr: _values,
@@ -233,7 +265,7 @@ _RULES: dict[Any, Callable[[_Writer, fx.Node], None]] = {
     "permute": _permute,
     "t": _transpose,
     "float": _float,
-    "mean": _mean,
+    "mean": _reduce("ReduceMean"),
     "clamp_min": _clamp_min,
     "sqrt": _unary("Sqrt"),
 }
