@@ -10,7 +10,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 
 from ..errors import InputError
 
-_GRAM_GENES = 1024  # up to this width the exact covariance is cheaper than Lanczos iterations
+_GRAM = 2048  # up to this many rows or columns a Gram matrix is cheaper than Lanczos iterations
 _BLOCK_ROWS = 8192
 
 
@@ -39,9 +39,9 @@ class Components(NamedTuple):
 def pca(X: Any, n_components: int, *, standardise: bool = False, seed: int = 0) -> Components:
     """Exact leading principal components; memory beyond the input is O(block * g + n * d).
 
-    Up to 1,024 columns the covariance is formed block by block and decomposed; beyond, Lanczos iterations (ARPACK) on
-    the implicitly centred operator. Both are exact to rounding, unlike a randomised decomposition, so that results do
-    not depend on the route.
+    Up to 2,048 columns (or rows, if those are fewer) the covariance between them is formed block by block and
+    decomposed; beyond, Lanczos iterations (ARPACK) on the implicitly centred operator. All are exact to rounding,
+    unlike a randomised decomposition, so that results do not depend on the route.
 
     Parameters
     ----------
@@ -68,8 +68,10 @@ def pca(X: Any, n_components: int, *, standardise: bool = False, seed: int = 0) 
         raise InputError("no gene varies", where="expression", fix="check that the table holds counts of these spots")
     scale = np.where(variance > 0, np.sqrt(variance), 1.0) if standardise else np.ones(g)
     d = min(int(n_components), n - 1, g)
-    if g <= _GRAM_GENES or min(n, g) <= d + 1:
+    if g <= n and (g <= _GRAM or g <= d + 1):
         values, vectors = _covariance(X, mean, scale, d)
+    elif n <= _GRAM or n <= d + 1:
+        values, vectors = _gram(X, mean, scale, d)
     else:
         values, vectors = _lanczos(X, mean, scale, d, seed)
     keep = values > values[0] * 1e-12
@@ -134,6 +136,28 @@ def _covariance(X: Any, mean: np.ndarray, scale: np.ndarray, d: int) -> tuple[np
         gram += dense.T @ dense
     values, vectors = eigh(gram / (n - 1), subset_by_index=[g - d, g - 1])
     return np.maximum(values[::-1], 0.0), vectors[:, ::-1]
+
+
+def _gram(X: Any, mean: np.ndarray, scale: np.ndarray, d: int) -> tuple[np.ndarray, np.ndarray]:
+    from scipy.linalg import eigh
+
+    n, g = X.shape
+    by_column = X.tocsc() if sparse.issparse(X) else X
+    pieces = [slice(start, min(g, start + _GRAM)) for start in range(0, g, _GRAM)]
+
+    def piece(columns: slice) -> np.ndarray:
+        part = by_column[:, columns]
+        dense = part.toarray() if sparse.issparse(part) else part
+        return np.asarray((dense.astype(np.float64) - mean[columns]) / scale[columns])
+
+    gram = np.zeros((n, n))
+    for columns in pieces:
+        dense = piece(columns)
+        gram += dense @ dense.T
+    values, left = eigh(gram / (n - 1), subset_by_index=[n - d, n - 1])
+    values, left = np.maximum(values[::-1], 0.0), left[:, ::-1]
+    lengths = np.sqrt(np.where(values > 0, values, 1.0) * (n - 1))
+    return values, np.concatenate([piece(columns).T @ left for columns in pieces]) / lengths
 
 
 def _lanczos(X: Any, mean: np.ndarray, scale: np.ndarray, d: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

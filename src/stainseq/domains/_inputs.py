@@ -94,7 +94,6 @@ def check(
     *,
     image_features: np.ndarray | None = None,
     samples: np.ndarray | None = None,
-    counts: bool = False,
 ) -> Inputs:
     """Check the inputs of a domain method and put rows in canonical order.
 
@@ -110,13 +109,11 @@ def check(
         [n, d] or None.
     samples
         [n] sample of each row, or None.
-    counts
-        Values must not be negative.
 
     Raises
     ------
     InputError
-        Shapes that do not match, NaN or infinite values, negative counts, K outside 1 .. n, all rows at one place.
+        Shapes that do not match, NaN or infinite values, K outside 1 .. n, all rows at one place.
     """
     X = X.tocsr() if sparse.issparse(X) else np.asarray(X)
     if X.ndim != 2 or X.shape[1] == 0:
@@ -127,8 +124,6 @@ def check(
         raise InputError(
             "expression holds NaN, infinite or non-numeric values", where="domains", fix="remove those rows or genes"
         )
-    if counts and values.size and values.min() < 0:
-        raise InputError("counts are negative", where="domains", fix="give raw counts: this method normalises itself")
     xy = np.asarray(coordinates, dtype=np.float64)
     if xy.shape != (n, 2) or not np.isfinite(xy).all():
         raise InputError(
@@ -181,3 +176,26 @@ def one_thread() -> Iterator[None]:
 
     with threadpool_limits(1):
         yield
+
+
+def agree(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Probabilities in which the label is always (one of) the most probable, float64 [n, K].
+
+    Where a method's labels do not come from its probabilities (communities of a graph), the label and the likelier
+    domain share their sum equally: the row counts as undecided between the two.
+
+    Parameters
+    ----------
+    labels
+        int [n].
+    probabilities
+        [n, K].
+    """
+    rows = np.arange(len(labels))
+    best = probabilities.argmax(axis=1)
+    half = (probabilities[rows, best] + probabilities[rows, labels]) / 2
+    out = probabilities.copy()
+    other = best != labels
+    out[rows[other], best[other]] = half[other]
+    out[rows[other], labels[other]] = half[other]
+    return out

@@ -11,6 +11,7 @@ from ..core import clusters, kriging
 from ..core.graphs import by_sample
 from ..core.pca import moments
 from ..core.refine import nearest
+from ..core.values import is_counts
 from ..errors import InputError
 from ._inputs import Assignment, Inputs, check, one_thread
 
@@ -44,7 +45,7 @@ def assign(
     Parameters
     ----------
     X
-        [n, g] raw counts, dense or CSR.
+        [n, g] raw counts, dense or CSR. Values that are not all integers (predictions) are taken as they are.
     coordinates
         [n, 2] x, y; only ratios of distances matter.
     n_domains
@@ -79,7 +80,7 @@ def assign(
     Directions: MULTISPATI (S. Dray et al., 2008). Kriging: N. Cressie (1993). Means of neighbours as in CellCharter and
     BANKSY are the special case of equal weights.
     """
-    at = check(X, coordinates, n_domains, image_features=image_features, samples=samples, counts=True)
+    at = check(X, coordinates, n_domains, image_features=image_features, samples=samples)
     n = len(at.coordinates)
     if at.n_domains == 1 or n < 3:
         labels = np.arange(n) % at.n_domains
@@ -87,7 +88,9 @@ def assign(
     rows = by_sample(at.samples, n)
     with one_thread():
         near = neighbours(at, rows, n_neighbors)
-        values, fits = denoise(_genes(normalise(at.X), n_genes), at, rows, near, n_components, n_shared)
+        values, fits = denoise(
+            _genes(normalise(at.X) if is_counts(at.X) else at.X, n_genes), at, rows, near, n_components, n_shared
+        )
         if at.image is not None:
             image, _ = denoise(at.image, at, rows, near, n_components, n_shared)
             power = image.var(axis=0).sum()

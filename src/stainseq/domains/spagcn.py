@@ -10,7 +10,7 @@ from ..core import clusters, graphs
 from ..core.pca import pca
 from ..errors import InputError
 from . import _dec
-from ._inputs import Assignment, Inputs, check, one_thread
+from ._inputs import Assignment, Inputs, agree, check, one_thread
 
 _INIT_ROWS = 20_000
 _TRIAL_EPOCHS = 20
@@ -216,4 +216,4 @@ def _exact(labels: np.ndarray, q: np.ndarray, z: np.ndarray, k: int, seed: int) 
     labels = clusters.exactly(compact, z, k, seed=seed)
     q = _dec.assignment(z, clusters.centroids(z, labels, k))[0]
     nearest = q.argmax(axis=1)
-    return (nearest, q) if len(np.unique(nearest)) == k else (labels, q)
+    return (nearest, q) if len(np.unique(nearest)) == k else (labels, agree(labels, q))
