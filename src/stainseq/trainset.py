@@ -84,9 +84,8 @@ def open_slides(slides: Any) -> list[SpatialData]:
 
             for row in read_cohort(Path(item)).table.to_dict("records"):
                 sdata = store.open(row["path"])
-                facts = {
-                    k: row[k] for k in ("slide", "patient", "tissue", "platform", "split") if row.get(k) == row.get(k)
-                }
+                names = ("slide", "patient", "tissue", "platform", "split")
+                facts = {k: row[k] for k in names if k in row and row[k] == row[k]}
                 sdata.attrs[keys.STAMP] = {**store.facts(sdata), **{k: v for k, v in facts.items() if v}}
                 opened.append(sdata)
         elif isinstance(item, (str, os.PathLike)):

@@ -94,6 +94,8 @@ def domains(
     chosen = _tables.expression(data, region=region, table_key=table_key, layer=layer, sample=sample)
     name = method or registry.default("domains")
     plugin, key = registry.load("domains", name), key or name
+    given = {"coordinates", "n_domains", "image_features", "samples", "seed"}
+    _tables.check_options(plugin.assign, name, options, given=given)
     values = chosen.values
     found_layout = layout or _layout(chosen.coordinates)
     labels, probabilities, embedding, info = plugin.assign(
@@ -121,8 +123,8 @@ def domains(
     if embedding is not None:
         chosen.table.obsm[f"{key}.embedding"] = _all_rows(chosen, embedding)
     parameters = {"method": name, "n_domains": n_domains, "layout": found_layout, "seed": seed, **options}
-    given = {"layer": layer, "sample": sample, "key": key, "image_features": image_features}
-    parameters |= {k: v for k, v in given.items() if v is not None}
+    more = {"layer": layer, "sample": sample, "key": key, "image_features": image_features}
+    parameters |= {k: v for k, v in more.items() if v is not None}
     chosen.table.uns[key] = {"params": parameters, "info": {k: v for k, v in info.items() if np.isscalar(v)}}
     if csv is not None:
         _tables.write_csv(table, csv)

@@ -94,6 +94,7 @@ def svg(
         raise InputError(f"fdr {fdr} or n_svg {n_svg} is out of range", fix="give 0 < fdr <= 1 and n_svg >= 0")
     name = method or registry.default("svg")
     plugin, key = registry.load("svg", name), key or name
+    _tables.check_options(plugin.score, name, options, given={"genes", "is_counts", "seed"})
     values = chosen.values
     values = sparse.csc_array(values) if sparse.issparse(values) else np.asarray(values)
     _finite(values, chosen.table.var_names, chosen.where)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -173,6 +174,36 @@ def open_path(path: str | os.PathLike[str]) -> Any:
         return anndata.read_h5ad(path)
     except (OSError, KeyError, ValueError) as e:
         raise FormatError(f"not an AnnData file, or damaged ({e})", where=path, fix="write it again") from e
+
+
+def check_options(function: Callable[..., Any], name: str, options: dict[str, Any], *, given: set[str]) -> None:
+    """Refuse options that a method does not have, instead of failing somewhere inside it.
+
+    Parameters
+    ----------
+    function
+        The plug-in's function.
+    name
+        Its name.
+    options
+        What the user asked for.
+    given
+        Parameters that are not the user's to set.
+
+    Raises
+    ------
+    InputError
+        An unknown option; the message lists those there are.
+    """
+    import inspect
+
+    parameters = inspect.signature(function).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    known = [p for p, value in parameters.items() if value.kind is value.KEYWORD_ONLY and p not in given]
+    wrong = [o for o in options if o not in known]
+    if wrong:
+        raise InputError(f"{name} has no option {', '.join(wrong)}", fix=f"its options: {', '.join(known) or 'none'}")
 
 
 def write_csv(frame: DataFrame, path: str | os.PathLike[str]) -> None:
