@@ -58,7 +58,7 @@ def test_statistic_is_the_sum_over_pairs() -> None:
     table = spatialde2.score(y, xy, genes=range(6), sizefactors=sizes, kernel_space={"SE": [10.0, 60.0]})
     block = sparse.csc_array(y)
     m, alpha = nbnull.fit(block.data, block.indices, block.indptr, nbnull.compress(sizes))
-    per_kernel = table.attrs["kernels"].set_index(["gene", "l"])
+    per_kernel = table.attrs["kernels"].frame().set_index(["gene", "l"])
     for length in (10.0, 60.0):
         k = kernels.dense(kernels.Kernel("SE", length), xy)
         for g in range(6):
@@ -95,7 +95,7 @@ def test_null_tails_are_binomial_at_every_depth_and_scale(tissue) -> None:
         assert within(p, level), level
         for low, high in ((2, 20), (20, 100), (100, 1000), (1000, np.inf)):
             assert within(p[(total >= low) & (total < high)], level), (level, low)
-        for key, group in table.attrs["kernels"].groupby(["kernel", "l"]):
+        for key, group in table.attrs["kernels"].frame().groupby(["kernel", "l"]):
             assert within(group["pval"].to_numpy(), level), (level, key)
 
 

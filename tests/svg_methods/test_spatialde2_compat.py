@@ -94,7 +94,7 @@ def test_equals_the_formulas_given_the_same_null() -> None:
 
 
 def test_equals_values_of_spatialde2(scored) -> None:
-    table = scored.attrs["kernels"].iloc[:20]
+    table = scored.attrs["kernels"].frame().iloc[:20]
     rows = [line.split() for line in PUBLISHED.strip().splitlines()]
     assert table["kernel"].tolist() == [row[0] for row in rows]
     np.testing.assert_allclose(table["l"], LENGTHS * 4, rtol=1e-9)
@@ -115,7 +115,7 @@ def test_no_ties_among_strong_genes(scored) -> None:
 
 
 def test_best_kernel_has_its_own_length(scored) -> None:
-    kernel = scored.attrs["kernels"].set_index(["gene", "kernel", "l"])["log10_pval"]
+    kernel = scored.attrs["kernels"].frame().set_index(["gene", "kernel", "l"])["log10_pval"]
     for gene in (0, 1, 5, 700):
         best = kernel.loc[gene]
         assert (scored["kernel"][gene], scored["l"][gene]) == best.idxmin()

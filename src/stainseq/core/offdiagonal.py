@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 DIAGONAL_NODES = np.array([0.0, 0.5, 1.0])
 """Values of x where the diagonal of B is kept; it is interpolated between them, being a small and smooth part."""
 
+_CEILING = 0.01
+"""A kernel's p counts as at most 0.99: the mirror image of a pattern in one kernel must not outweigh the others."""
+
 
 @dataclass(frozen=True)
 class PairMoments:
@@ -255,7 +258,7 @@ def combine(
     true to nominal p is found once from a normal copula with the given correlation (a fixed quarter of a
     million draws) and is held at its value at 0.005 below.
     """
-    nominal = log_cauchy_combination(log_p, weights=weights)
+    nominal = log_cauchy_combination(log_p, weights=weights, ceiling=_CEILING)
     if log_p.shape[1] == 1:
         return nominal
     share = weights / weights.sum()
@@ -264,7 +267,7 @@ def combine(
     rng = np.random.default_rng(0)
     parts = []
     for _ in range(4):
-        p = np.clip(ndtr(rng.standard_normal((1 << 16, len(root))) @ root.T), 1e-16, 1.0 - 1e-16)
+        p = np.clip(ndtr(rng.standard_normal((1 << 16, len(root))) @ root.T), 1e-16, 1.0 - _CEILING)
         parts.append(np.arctan2(1.0, (1.0 / np.tan(np.pi * p)) @ share) / np.pi)
     drawn = np.sort(np.concatenate(parts))
     level = np.exp(np.linspace(np.log(0.005), 0.0, 25))[:-1]

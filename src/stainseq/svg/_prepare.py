@@ -13,6 +13,7 @@ from scipy import sparse
 from ..errors import InputError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from numpy.typing import NDArray
 
 T = TypeVar("T")
@@ -121,6 +122,41 @@ def _reordered(part: sparse.csc_array, inverse: NDArray[np.int32], rows: int) ->
     order = kept[np.argsort(column[kept] * rows + row[kept], kind="stable")]
     indptr = np.concatenate([[0], np.cumsum(np.bincount(column[kept], minlength=part.shape[1]))])
     return sparse.csc_array((part.data[order], row[order], indptr), shape=(rows, part.shape[1]))
+
+
+class KernelTable:
+    """Results per gene and kernel, carried in ``DataFrame.attrs["kernels"]``.
+
+    Not a DataFrame itself: pandas copies and compares what is in ``attrs``, which it cannot do with tables.
+
+    Parameters
+    ----------
+    genes, kernels, lengths
+        Names [g]; names [k]; length scales [k], um, or None.
+    columns
+        Name to float64 [g, k].
+    """
+
+    def __init__(self, genes: Any, kernels: Any, lengths: Any, **columns: NDArray[Any]) -> None:
+        self.genes, self.kernels, self.lengths, self.columns = genes, kernels, lengths, columns
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> KernelTable:
+        return self
+
+    def frame(self) -> pd.DataFrame:
+        """One row per gene and kernel: ``gene``, ``kernel``, ``l``, the columns, ``log10_pval`` and ``pval``."""
+        import pandas as pd
+
+        count = len(self.kernels)
+        out = {"gene": np.repeat(self.genes, count), "kernel": np.tile(self.kernels, len(self.genes))}
+        if self.lengths is not None:
+            out["l"] = np.tile(self.lengths, len(self.genes))
+        for name, values in self.columns.items():
+            if name == "log_p":
+                out |= {"log10_pval": values.ravel() / np.log(10), "pval": np.exp(values).ravel()}
+            else:
+                out[name] = values.ravel()
+        return pd.DataFrame(out)
 
 
 def threads(n_jobs: int | None) -> int:

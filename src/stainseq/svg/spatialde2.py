@@ -9,7 +9,7 @@ import numpy as np
 
 from ..core import chi2mix, forms, kernels, nbnull, offdiagonal, scoretest
 from ..errors import InputError
-from ._prepare import Sample, map_blocks, threads
+from ._prepare import KernelTable, Sample, map_blocks, threads
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,8 +72,8 @@ def score(
     DataFrame
         ``gene``, ``kernel`` and ``l`` (the kernel with the smallest p-value and its length scale, um), ``mean`` (of
         the null, at the mean size factor), ``alpha`` (its dispersion; variance for "normal"), ``log10_pval``,
-        ``pval`` (combined over kernels). NaN for genes without counts. ``.attrs["kernels"]``: the same per gene and
-        kernel, with ``U``, ``e``, ``I``, ``kappa``, ``nu`` (compat) or ``Q``, ``z``, ``skewness``.
+        ``pval`` (combined over kernels). NaN for genes without counts. ``.attrs["kernels"].frame()``: the same per
+        gene and kernel, with ``U``, ``e``, ``I``, ``kappa``, ``nu`` (compat) or ``Q``, ``z``, ``skewness``.
 
     Raises
     ------
@@ -218,15 +218,5 @@ def _table(
             "pval": np.exp(combined),
         }
     )
-    count = len(names)
-    table.attrs["kernels"] = pd.DataFrame(
-        {
-            "gene": np.repeat(genes, count),
-            "kernel": np.tile(names, len(genes)),
-            "l": np.tile(lengths, len(genes)),
-            **{name: values.ravel() for name, values in per_kernel.items()},
-            "log10_pval": log_p.ravel() / np.log(10),
-            "pval": np.exp(log_p).ravel(),
-        }
-    )
+    table.attrs["kernels"] = KernelTable(genes, names, lengths, **per_kernel, log_p=log_p)
     return table
