@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stainseq.errors import InputError
-from stainseq.heads import _ridge, hest, ridge
+from stainseq.heads import _denoise, _ridge, hest, ridge
 from stainseq.heads._features import fit_scaler
 
 
@@ -93,7 +93,7 @@ def test_both_forms_agree():
     w, folds = np.ones(200), np.arange(200) % 5
     X = np.clip(X, X.mean(0) - 3 * X.std(0), X.mean(0) + 3 * X.std(0))  # so that nothing is clipped later
     alphas = np.logspace(0, 6, 7)
-    a, b = _ridge.Primal(X, Y, w, folds).path(alphas), _ridge.Dual(X, Y, w, folds).path(alphas)
+    a, b = (form(X, Y, w, folds, [_denoise.Plain(4)]).path(alphas) for form in (_ridge.Primal, _ridge.Dual))
     np.testing.assert_allclose(a.sse, b.sse, rtol=1e-3)
     np.testing.assert_allclose(a.pearson, b.pearson, atol=1e-3)
 
@@ -133,10 +133,61 @@ def test_large_blocks_lose_no_precision(monkeypatch):
     X, Y = _data(3000, 50)
     X += 1000  # large means: sums of squares of raw values would cancel
     monkeypatch.setattr(_ridge, "BLOCK_ROWS", 128)
-    a = _ridge.Primal(X, Y, np.ones(3000), np.arange(3000) % 5).path(np.array([1.0, 1e3]))
+    a = _ridge.make(X, Y, np.ones(3000), np.arange(3000) % 5).path(np.array([1.0, 1e3]))
     monkeypatch.setattr(_ridge, "BLOCK_ROWS", 8192)
-    b = _ridge.Primal(X, Y, np.ones(3000), np.arange(3000) % 5).path(np.array([1.0, 1e3]))
+    b = _ridge.make(X, Y, np.ones(3000), np.arange(3000) % 5).path(np.array([1.0, 1e3]))
     np.testing.assert_allclose(a.sse, b.sse, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(60, 90), (240, 30)])
+@pytest.mark.parametrize("kind", ["spatial", "lowrank"])
+def test_denoised_path_is_a_loop_of_fits_on_denoised_targets(shape, kind):
+    """Targets denoised by hand from the training rows alone, penalised fits by sklearn, errors on raw targets."""
+    Ridge = pytest.importorskip("sklearn.linear_model").Ridge
+    n, d = shape
+    X, Y = _data(n, d, g=14)
+    X = np.clip(X, X.mean(0) - 3 * X.std(0), X.mean(0) + 3 * X.std(0))
+    rng = np.random.default_rng(0)
+    xy, folds, alphas = rng.uniform(0, 100, (n, 2)), np.arange(n) % 3, np.array([10.0, 1e3])
+    columns, variants = _denoise.prepare(kind, Y, np.ones(n), folds, xy, None)
+    path = _ridge.make(X, columns, np.ones(n), folds, variants=variants).path(alphas)
+    for f in range(3):
+        train, test = folds != f, folds == f
+        Z = _scaled(X.astype(float), train, np.ones(n))
+        for v in range(len(variants)):
+            if kind == "spatial":
+                mean = np.empty_like(Y)
+                for i in range(n):
+                    same = np.flatnonzero((folds == folds[i]) & (np.arange(n) != i))
+                    near = same[np.argsort(((xy[same] - xy[i]) ** 2).sum(1))[:8]]
+                    mean[i] = Y[near].mean(0)
+                target = (1 - _denoise.MIXES[v]) * Y + _denoise.MIXES[v] * mean
+                target = target[train]
+            else:
+                m = Y[train].mean(0)
+                u, s, vt = np.linalg.svd(Y[train].astype(float) - m, full_matrices=False)
+                r = _denoise.RANKS[v] or 14
+                target = m + (u[:, :r] * s[:r]) @ vt[:r]
+            for a, alpha in enumerate(alphas):
+                p = Ridge(alpha=alpha, solver="cholesky").fit(Z[train], target).predict(Z[test])
+                np.testing.assert_allclose(path.sse[f, v * 2 + a], ((Y[test] - p) ** 2).sum(0), rtol=2e-3)
+
+
+@pytest.mark.parametrize("kind", ["spatial", "lowrank"])
+@pytest.mark.parametrize("shape", [(60, 90), (240, 30)])
+def test_denoised_solution_is_the_fit_to_denoised_targets(shape, kind):
+    n, d = shape
+    X, Y = _data(n, d, g=14)
+    xy = np.random.default_rng(0).uniform(0, 100, (n, 2))
+    columns, variants = _denoise.prepare(kind, Y, np.ones(n), np.arange(n) % 3, xy, None)
+    alpha, which = np.full(14, 50.0), np.arange(14) % len(variants)
+    ours = _ridge.make(X, columns, np.ones(n), None, variants=variants).solve(alpha, which)
+    for v, variant in enumerate(variants):
+        target = np.float32(variant.centre(columns.mean(0)) + variant.columns(columns - columns.mean(0), -1))
+        plain = _ridge.make(X, target, np.ones(n), None).solve(alpha)
+        for name in ("coef", "intercept"):
+            a, b = getattr(ours, name)[..., which == v], getattr(plain, name)[..., which == v]
+            np.testing.assert_allclose(a, b, atol=2e-4)
 
 
 @pytest.mark.parametrize("pca", [256, 20, None])
@@ -155,9 +206,9 @@ def test_hest_is_its_sklearn_calls(pca):
     pipe = Pipeline(steps)
     Z = pipe.fit_transform(X[train]).astype(np.float32)
     T = pipe.transform(X[test]).astype(np.float32)
-    model = Ridge(
-        solver="lsqr", alpha=100 / (Z.shape[1] * 7), random_state=1, fit_intercept=False, max_iter=1000
-    ).fit(Z, Y[train])
+    model = Ridge(solver="lsqr", alpha=100 / (Z.shape[1] * 7), random_state=1, fit_intercept=False, max_iter=1000).fit(
+        Z, Y[train]
+    )
     state = hest.fit(X[train], Y[train], pca=pca)
     mean, spread = hest.predict(state, X[test])
     assert np.abs(mean - model.predict(T)).max() < 1e-6 * max(1, np.abs(mean).max())

@@ -25,20 +25,21 @@ from typing import NamedTuple
 import numpy as np
 from scipy.linalg import eigh
 
+from ._denoise import Plain, Variant
 from ._features import BLOCK_ROWS, Scaler, blocks, fit_scaler
 
 _SINGLE_FROM = 1024  # features from which the quadratic forms of Primal run in float32
 
 
 class Path(NamedTuple):
-    """Validation scores of every fold, penalty and gene.
+    """Validation scores of every fold, setting and gene; a setting is a variant of the targets and a penalty.
 
     Parameters
     ----------
     sse
-        float64 [folds, penalties, genes] weighted sums of squared errors.
+        float64 [folds, variants x penalties, genes] weighted sums of squared errors; penalties vary fastest.
     pearson
-        float64 [folds, penalties, genes]; NaN where the truth is constant in the fold, 0 where the prediction is.
+        float64, same shape; NaN where the truth is constant in the fold, 0 where the prediction is.
     total
         float64 [folds] sums of weights.
     """
@@ -89,15 +90,42 @@ class Sums(NamedTuple):
         )
 
 
-def make(X: np.ndarray, Y: np.ndarray, weights: np.ndarray, folds: np.ndarray | None) -> Primal | Dual:
-    """The cheaper of the two forms for this shape."""
-    return (Primal if len(X) > X.shape[1] else Dual)(X, Y, weights, folds)
+def make(
+    X: np.ndarray,
+    Y: np.ndarray,
+    weights: np.ndarray,
+    folds: np.ndarray | None,
+    *,
+    variants: list[Variant] | None = None,
+) -> Primal | Dual:
+    """The cheaper of the two forms for this shape.
+
+    Parameters
+    ----------
+    X, Y
+        float32 [n, d] features and [n, columns] targets.
+    weights
+        [n], mean 1.
+    folds
+        [n] from 0, or None.
+    variants
+        From `_denoise.prepare`; None takes all columns as targets.
+    """
+    return (Primal if len(X) > X.shape[1] else Dual)(X, Y, weights, folds, variants or [Plain(Y.shape[1])])
 
 
 class Primal:
     """More rows than features: everything from sums over rows."""
 
-    def __init__(self, X: np.ndarray, Y: np.ndarray, weights: np.ndarray, folds: np.ndarray | None) -> None:
+    def __init__(
+        self,
+        X: np.ndarray,
+        Y: np.ndarray,
+        weights: np.ndarray,
+        folds: np.ndarray | None,
+        variants: list[Variant],
+    ) -> None:
+        self.variants = variants
         self.scaler = fit_scaler(X, weights)
         self.shift = (weights @ Y.astype(np.float64) / weights.sum()).astype(np.float32)
         labels = np.zeros(len(X), dtype=np.int64) if folds is None else folds
@@ -123,19 +151,50 @@ class Primal:
         return Sums(n, x, y, xx, xy, yy)
 
     def path(self, alphas: np.ndarray) -> Path:
-        """Scores of every penalty on every fold, trained on the others."""
+        """Scores of every setting on every fold, trained on the others."""
         scores = []
-        for part in self.parts:
-            basis = _Basis(self.all.minus(part))
-            scores.append(_validate_sums(basis, part, alphas))
+        for f, part in enumerate(self.parts):
+            look = _Validation(_Basis(self.all.minus(part)), part)
+            out = [
+                look.score(v.columns(look.basis.products, f), self._centre(v, look.basis.y), alphas)
+                for v in self.variants
+            ]
+            sse, r = zip(*out, strict=True)
+            scores.append((np.concatenate(sse), np.concatenate(r), part.n))
         return Path(*(np.stack(s) for s in zip(*scores, strict=True)))
 
-    def solve(self, alpha: np.ndarray) -> Fitted:
-        """Coefficients on all rows with one penalty per gene."""
+    def _centre(self, variant: Variant, y: np.ndarray) -> np.ndarray:
+        """Mean of the variant's targets, less the shift of the targets themselves."""
+        mean = variant.centre(self.shift + y)
+        return mean - self.shift[: len(mean)]
+
+    def solve(self, alpha: np.ndarray, variant: np.ndarray | None = None) -> Fitted:
+        """Coefficients on all rows.
+
+        Parameters
+        ----------
+        alpha
+            [genes] penalty of each gene.
+        variant
+            [genes] number of its variant; None is the first.
+        """
         basis = _Basis(self.all)
-        coef = basis.gain[:, None] * (basis.vectors @ _shrink(basis.products, basis.values, alpha))
-        intercept = self.shift + basis.y - basis.x @ coef
+        products, centre = _chosen(self.variants, variant, basis.products, self.shift + basis.y, len(alpha))
+        coef = basis.gain[:, None] * (basis.vectors @ _shrink(products, basis.values, alpha))
+        intercept = centre - basis.x @ coef
         return Fitted(self.scaler, coef.astype(np.float32), intercept.astype(np.float32))
+
+
+def _chosen(
+    variants: list[Variant], variant: np.ndarray | None, products: np.ndarray, means: np.ndarray, n_genes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Products and means with every gene's own variant."""
+    out, centre = np.empty((len(products), n_genes)), np.empty(n_genes)
+    own = np.zeros(n_genes, dtype=np.int64) if variant is None else variant
+    for i in np.unique(own):
+        out[:, own == i] = variants[i].columns(products, -1)[:, own == i]
+        centre[own == i] = variants[i].centre(means)[own == i]
+    return out, centre
 
 
 class _Basis:
@@ -153,58 +212,77 @@ class _Basis:
         self.products = self.vectors.T @ (self.gain[:, None] * (s.xy - np.outer(s.x, self.y)))
 
 
-def _validate_sums(basis: _Basis, s: Sums, alphas: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Errors and correlations of the fold with sums `s`, from sums alone."""
-    dtype = np.float32 if len(basis.gain) >= _SINGLE_FROM else np.float64
-    gain, mx, my = basis.gain, basis.x, basis.y
-    xx = s.xx - np.outer(s.x, mx) - np.outer(mx, s.x) + s.n * np.outer(mx, mx)
-    xx *= gain[:, None]
-    xx *= gain
-    vectors = basis.vectors.astype(dtype)
-    square = vectors.T @ xx.astype(dtype) @ vectors
-    del xx
-    xy = gain[:, None] * (s.xy - np.outer(s.x, my) - np.outer(mx, s.y) + s.n * np.outer(mx, my))
-    cross = vectors.T @ xy.astype(dtype)
-    sums = (basis.vectors.T @ (gain * (s.x - s.n * mx))).astype(dtype)
-    y, yy = s.y - s.n * my, s.yy - 2 * my * s.y + s.n * my * my
-    products, out = basis.products.astype(dtype), []
-    for penalty in alphas:
-        z = products * (1 / (basis.values + penalty)).astype(dtype)[:, None]
-        pz = square @ z
-        pz *= z
-        pp = pz.sum(axis=0, dtype=np.float64)
-        np.multiply(z, cross, out=pz)
-        yp = pz.sum(axis=0, dtype=np.float64)
-        out.append(_from_sums(s.n, sums @ z, y, np.maximum(pp, 0), yy, yp))
-    sse, r = zip(*out, strict=True)
-    return np.stack(sse), np.stack(r), s.n
+class _Validation:
+    """Errors and correlations of a fold, from its sums alone."""
+
+    def __init__(self, basis: _Basis, s: Sums) -> None:
+        self.basis, self.s = basis, s
+        self.dtype = np.float32 if len(basis.gain) >= _SINGLE_FROM else np.float64
+        gain, mx = basis.gain, basis.x
+        xx = s.xx - np.outer(s.x, mx) - np.outer(mx, s.x) + s.n * np.outer(mx, mx)
+        xx *= gain[:, None]
+        xx *= gain
+        self.vectors = basis.vectors.astype(self.dtype)
+        self.square = self.vectors.T @ xx.astype(self.dtype) @ self.vectors
+        self.sums = (basis.vectors.T @ (gain * (s.x - s.n * mx))).astype(self.dtype)
+
+    def score(self, products: np.ndarray, my: np.ndarray, alphas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """[penalties, genes] errors and correlations of models with these products and target means."""
+        s, mx, genes = self.s, self.basis.x, slice(0, len(my))
+        sy = s.y[genes]
+        xy = s.xy[:, genes] - np.outer(s.x, my) - np.outer(mx, sy) + s.n * np.outer(mx, my)
+        cross = self.vectors.T @ (self.basis.gain[:, None] * xy).astype(self.dtype)
+        y, yy = sy - s.n * my, s.yy[genes] - 2 * my * sy + s.n * my * my
+        products, out = products.astype(self.dtype), []
+        for penalty in alphas:
+            z = products * (1 / (self.basis.values + penalty)).astype(self.dtype)[:, None]
+            pz = self.square @ z
+            pz *= z
+            pp = pz.sum(axis=0, dtype=np.float64)
+            np.multiply(z, cross, out=pz)
+            yp = pz.sum(axis=0, dtype=np.float64)
+            out.append(_from_sums(s.n, self.sums @ z, y, np.maximum(pp, 0), yy, yp))
+        sse, r = zip(*out, strict=True)
+        return np.stack(sse), np.stack(r)
 
 
 class Dual:
     """At least as many features as rows: everything from the rows' inner products."""
 
-    def __init__(self, X: np.ndarray, Y: np.ndarray, weights: np.ndarray, folds: np.ndarray | None) -> None:
+    def __init__(
+        self,
+        X: np.ndarray,
+        Y: np.ndarray,
+        weights: np.ndarray,
+        folds: np.ndarray | None,
+        variants: list[Variant],
+    ) -> None:
+        self.variants = variants
         self.X, self.Y, self.weights, self.folds = X, Y, weights, folds
 
     def path(self, alphas: np.ndarray) -> Path:
-        """Scores of every penalty on every fold, trained on the others."""
+        """Scores of every setting on every fold, trained on the others."""
         labels = np.zeros(len(self.X), dtype=np.int64) if self.folds is None else self.folds
         scores = []
         for f in range(int(labels.max()) + 1):
             kernel = _Kernel(self.X, self.Y, self.weights, np.flatnonzero(labels != f))
             test = np.flatnonzero(labels == f)
-            seen = kernel.look(self.X[test])
-            w, truth = self.weights[test], self.Y[test].astype(np.float64) - kernel.y
-            out = [_from_rows(w, truth, seen @ _shrink(kernel.products, kernel.values, penalty)) for penalty in alphas]
+            seen, w, truth = kernel.look(self.X[test]), self.weights[test], self.Y[test].astype(np.float64)
+            out = []
+            for v in self.variants:
+                products, centre = v.columns(kernel.products, f), v.centre(kernel.y)
+                y = truth[:, : len(centre)] - centre
+                out += [_from_rows(w, y, seen @ _shrink(products, kernel.values, a)) for a in alphas]
             sse, r = zip(*out, strict=True)
             scores.append((np.stack(sse), np.stack(r), w.sum()))
         return Path(*(np.stack(s) for s in zip(*scores, strict=True)))
 
-    def solve(self, alpha: np.ndarray) -> Fitted:
-        """Coefficients on all rows with one penalty per gene."""
+    def solve(self, alpha: np.ndarray, variant: np.ndarray | None = None) -> Fitted:
+        """Coefficients on all rows; see `Primal.solve`."""
         kernel = _Kernel(self.X, self.Y, self.weights, np.arange(len(self.X)))
-        coef = kernel.rows.T @ (kernel.vectors @ _shrink(kernel.products, kernel.values, alpha))
-        intercept = kernel.y - kernel.x @ coef
+        products, centre = _chosen(self.variants, variant, kernel.products, kernel.y, len(alpha))
+        coef = kernel.rows.T @ (kernel.vectors @ _shrink(products, kernel.values, alpha))
+        intercept = centre - kernel.x @ coef
         return Fitted(kernel.scaler, coef.astype(np.float32), intercept.astype(np.float32))
 
 

@@ -73,8 +73,8 @@ def fit(
     Z = scaler.fit_transform(rows.X)
     arrays: dict[str, np.ndarray] = {}
     if pca is not None:
-        # fit_transform, as the benchmark's pipeline: transform differs in the last digits, and lsqr stops at a tolerance
-        # on ill-conditioned components, where that is enough to change predictions by a percent.
+        # fit_transform, as the benchmark's pipeline: transform differs in the last digits, and lsqr stops at a
+        # tolerance on ill-conditioned components, where that is enough to change predictions by a percent.
         reducer = PCA(n_components=min(pca, *Z.shape), random_state=1)
         Z = reducer.fit_transform(Z)
         arrays = {"components": reducer.components_, "offset": reducer.mean_ @ reducer.components_.T}
