@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .. import keys, spec
 from ..errors import FormatError, MissingError, ScaleError, StoreError
-from . import files, metadata, swap
-from . import repair as _repair
+from . import files, mend, metadata, swap
 from .files import as_store_errors
 
 if TYPE_CHECKING:
@@ -310,12 +309,12 @@ def repair(path: str | os.PathLike[str]) -> list[str]:
     StoreError
         No permission, or a process is writing to it.
     """
-    return _repair.repair(_real(path))
+    return mend.repair(_real(path))
 
 
 def problems(path: str | os.PathLike[str]) -> list[str]:
     """What is wrong with a store, in words; nothing is changed."""
-    return _repair.problems(_real(path))
+    return mend.problems(_real(path))
 
 
 def read_points_window(
@@ -400,10 +399,10 @@ def _kind_in(sdata: SpatialData, name: str) -> str:
 
 def _tidy(path: Path) -> None:
     """Repair before opening, unless nothing is to be done, someone is writing, or the folder is read-only."""
-    if not _repair.is_untidy(path) or _repair.holder(path) is not None or not os.access(path.parent, os.W_OK):
+    if not mend.is_untidy(path) or mend.holder(path) is not None or not os.access(path.parent, os.W_OK):
         return
     try:
-        _repair.repair(path, set_aside=False)
+        mend.repair(path, set_aside=False)
     except StoreError:
         # Someone began to write in between, or the file system is read-only: opening may still do.
         return
@@ -432,7 +431,7 @@ def _relisted(path: Path) -> bool:
     if not metadata.is_store(path) or not os.access(path, os.W_OK):
         return False
     try:
-        return bool(_repair.repair(path, set_aside=False))
+        return bool(mend.repair(path, set_aside=False))
     except StoreError:
         return False
 

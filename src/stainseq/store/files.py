@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -139,6 +140,23 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     elif path.exists():
         shutil.rmtree(path)
+
+
+def remove_for_good(path: Path, *, seconds: float = 15.0) -> None:
+    """Remove a folder that others may still be writing to.
+
+    zarr writes chunks side by side; when one fails, or the user interrupts, those under way go on for a while
+    and would make the folder anew. What they leave after `seconds` is left to `repair`.
+    """
+    stop, calm = time.monotonic() + seconds, 0
+    while calm < 3 and time.monotonic() < stop:
+        try:
+            remove(path)
+        except OSError as e:
+            if e.errno not in (errno.ENOTEMPTY, errno.ENOENT, errno.EEXIST):
+                return
+        calm = 0 if path.exists() else calm + 1
+        time.sleep(0.02)
 
 
 _REASONS = {

@@ -61,8 +61,10 @@ def staging(path: Path, *, op: str, kind: str = "", name: str = "") -> Iterator[
             stage.folder.mkdir()
             note(stage, op=op, kind=kind, name=name, phase="write")
             yield stage
-        finally:
-            files.remove(stage.folder)
+        except BaseException:
+            files.remove_for_good(stage.folder)
+            raise
+        files.remove(stage.folder)
 
 
 def note(stage: Stage, **facts: Any) -> None:
@@ -71,7 +73,7 @@ def note(stage: Stage, **facts: Any) -> None:
 
 
 def commit_element(stage: Stage, element: Path, *, kind: str, name: str) -> None:
-    """Give a finished element folder its name in the store, and list it."""
+    """Give a finished element folder its name in the store, and list it; an error on the way undoes both."""
     target = stage.path / kind / name
     files.sync_tree(element)
     plan = {f"{kind}/{name}": element}
@@ -81,8 +83,8 @@ def commit_element(stage: Stage, element: Path, *, kind: str, name: str) -> None
     note(stage, op="write", kind=kind, name=name, phase="swap")
     target.parent.mkdir(exist_ok=True)
     os.replace(stage.folder / "kind.json", target.parent / "zarr.json")
-    _take(stage, target)
-    os.replace(stage.folder / "root.json", stage.path / "zarr.json")
+    with _taking(stage, target):
+        os.replace(stage.folder / "root.json", stage.path / "zarr.json")
     files.sync(target.parent)
     files.sync(stage.path)
 
@@ -91,28 +93,55 @@ def commit_store(stage: Stage) -> None:
     """Give a finished store its name."""
     files.sync_tree(stage.new)
     note(stage, op="create", kind="", name="", phase="swap")
-    _take(stage, stage.path)
+    with _taking(stage, stage.path):
+        pass
     files.sync(stage.path.parent)
 
 
 def commit_delete(stage: Stage, *, kind: str, name: str) -> None:
-    """Take an element off the list, then out of the store."""
+    """Take an element off the list, then out of the store; an error on the way undoes both."""
     plan: dict[str, Path | None] = {f"{kind}/{name}": None}
+    places = {"root.json": stage.path / "zarr.json", "kind.json": stage.path / kind / "zarr.json"}
+    for file, place in places.items():
+        files.write_json(stage.folder / f"old-{file}", files.read_json(place))
     files.write_json(stage.folder / "root.json", metadata.consolidated(stage.path, replace=plan))
     files.write_json(stage.folder / "kind.json", metadata.kind_group(stage.path, kind, replace=plan))
     note(stage, op="delete", kind=kind, name=name, phase="swap")
-    os.replace(stage.folder / "root.json", stage.path / "zarr.json")
-    os.replace(stage.path / kind / name, stage.old)
-    os.replace(stage.folder / "kind.json", stage.path / kind / "zarr.json")
+    try:
+        for file, place in places.items():
+            os.replace(stage.folder / file, place)
+        os.rename(stage.path / kind / name, stage.old)
+    except BaseException:
+        for file, place in places.items():
+            os.replace(stage.folder / f"old-{file}", place)
+        raise
     files.sync(stage.path / kind)
     files.sync(stage.path)
 
 
-def _take(stage: Stage, target: Path) -> None:
-    """Let ``stage.new`` take the name of ``target``."""
+@contextmanager
+def _taking(stage: Stage, target: Path) -> Iterator[None]:
+    """Let ``stage.new`` take the name of ``target``; an error in what follows gives it back."""
+    new, old = stage.new, stage.old
     if not target.exists():
-        os.rename(stage.new, target)
-    elif not files.exchange(stage.new, target):
+        undo = [(target, new)]
+        os.rename(new, target)
+    elif files.exchange(new, target):
+        undo = []
+    else:
         # Two renames: killed between them, the journal tells `repair` to do the second.
-        os.rename(target, stage.old)
-        os.rename(stage.new, target)
+        undo = [(target, new), (old, target)]
+        os.rename(target, old)
+        try:
+            os.rename(new, target)
+        except BaseException:
+            os.rename(old, target)
+            raise
+    try:
+        yield
+    except BaseException:
+        for a, b in undo:
+            os.rename(a, b)
+        if not undo:
+            files.exchange(new, target)
+        raise

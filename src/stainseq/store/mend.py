@@ -25,14 +25,14 @@ def leftovers(path: Path) -> list[Path]:
 
 def is_untidy(path: Path) -> bool:
     """Whether a store has leftovers (a dead process's lock file too), or a list of elements unlike the disk; cheap."""
-    if leftovers(path) or lock_file(path).exists():
-        return True
-    if not metadata.is_store(path):
-        return False
-    listed = metadata.elements_listed(path)
-    return listed is not None and listed != [
-        (kind, name) for kind, name in metadata.elements_on_disk(path) if metadata.is_complete(path / kind / name, kind)
-    ]
+    return bool(leftovers(path)) or lock_file(path).exists() or not is_listed_right(path)
+
+
+def is_listed_right(path: Path) -> bool:
+    """Whether the list of elements, where a store has one, is that of the complete elements on disk."""
+    listed = metadata.elements_listed(path) if metadata.is_store(path) else None
+    there = metadata.elements_on_disk(path)
+    return listed is None or listed == [e for e in there if metadata.is_complete(path / e[0] / e[1], e[0])]
 
 
 def repair(path: Path, *, set_aside: bool = True) -> list[str]:
@@ -137,7 +137,7 @@ def problems(path: Path) -> list[str]:
     listed = metadata.elements_listed(path)
     if listed is None:
         found.append("it has no list of elements (consolidated metadata)")
-    elif who is None and is_untidy(path):
+    elif who is None and not is_listed_right(path):
         found.append("its list of elements is out of step with the disk")
     try:
         metadata.check_versions(path)
