@@ -56,6 +56,9 @@ def test_moments_are_those_of_all_permutations(test):
     found = test(y[:, None], w)
     np.testing.assert_allclose(every.mean(), found.expected, rtol=1e-9)
     np.testing.assert_allclose(every.var(), found.variance[0], rtol=1e-9)
+    if test is autocorr.moran:
+        skewness = ((every - every.mean()) ** 3).mean() / every.std() ** 3
+        np.testing.assert_allclose(skewness, found.skewness[0], rtol=1e-7)
 
 
 @pytest.mark.parametrize("test", [autocorr.moran, autocorr.geary])
@@ -79,6 +82,37 @@ def test_null_p_values_are_uniform():
     p = np.exp(autocorr.moran(rng.normal(0, 1, (400, 3000)), weights).log_p)
     assert stats.kstest(p, "uniform").pvalue > 1e-3
     assert stats.binomtest(int((p < 0.05).sum()), len(p), 0.05).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("mean", [0.01, 0.05, 0.5])
+def test_tails_of_sparse_null_genes(mean):
+    """From the normal distribution 1.35 % of the sparsest genes would have p below .001."""
+    rng = np.random.default_rng(4)
+    x, y = np.meshgrid(np.arange(38.0), np.arange(38.0))
+    weights = _weights(np.c_[(x + 0.5 * (y % 2)).ravel(), (y * np.sqrt(3) / 2).ravel()])
+    counts = rng.poisson(mean * rng.gamma(2, 0.5, (38 * 38, 6000))).astype(float)
+    found = autocorr.moran(counts, weights)
+    p = np.exp(found.log_p[np.isfinite(found.z)])
+    for level, most in ((0.05, 0.06), (0.01, 0.014), (0.001, 0.0025)):
+        assert (p < level).mean() < most
+
+
+def test_upper_tail_is_the_gamma_distribution():
+    z = np.array([-1.0, 0.0, 1.5, 4.0, 12.0])
+    for skew in (0.05, 0.5, 2.0, 6.0):
+        got = autocorr.log_upper_tail(z, np.full(5, skew))
+        np.testing.assert_allclose(got, stats.pearson3.logsf(z, skew), rtol=1e-6)
+    np.testing.assert_allclose(autocorr.log_upper_tail(z, np.zeros(5)), stats.norm.logsf(z))
+
+
+def test_far_tails_are_continuous_and_finite():
+    z = np.linspace(1, 2000, 4000)
+    for skew in (0.01, 0.3, 3.0):
+        log_p = autocorr.log_upper_tail(z, np.full(len(z), skew))
+        assert np.isfinite(log_p).all()
+        steps = np.diff(log_p)
+        assert (steps < 0).all()
+        assert np.abs(np.diff(steps)).max() < 2.5
 
 
 def test_strong_genes_do_not_tie():

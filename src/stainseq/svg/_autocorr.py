@@ -38,6 +38,7 @@ def table(
             name: found.statistic,
             "expected": found.expected,
             "variance": found.variance,
+            **({"skewness": found.skewness} if name == "I" else {}),
             "z": found.z,
             "log10_pval": found.log_p / np.log(10),
             "pval": np.exp(found.log_p),

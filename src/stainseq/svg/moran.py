@@ -38,8 +38,9 @@ def score(
     Returns
     -------
     DataFrame
-        ``gene``, ``I``, ``expected`` (-1 / (n - 1)), ``variance``, ``z``, ``log10_pval``, ``pval`` (one-sided:
-        neighbours alike). Genes that do not vary have NaN statistics and pval 1.
+        ``gene``, ``I``, ``expected`` (-1 / (n - 1)), ``variance``, ``skewness``, ``z``, ``log10_pval``, ``pval``
+        (one-sided: neighbours alike; gamma distribution with the three exact moments). Genes that do not vary have
+        NaN statistics and pval 1.
 
     Notes
     -----
