@@ -157,7 +157,7 @@ def test_ctrl_c_while_an_image_streams(stored, interrupt):
     before = fingerprints(stored)
 
     def block(block_info=None):
-        if block_info[None]["chunk-location"][1] == 2:
+        if block_info[None]["chunk-location"] == (0, 2, 0):
             if interrupt == "raised in a block":
                 raise KeyboardInterrupt
             os.kill(os.getpid(), signal.SIGINT)

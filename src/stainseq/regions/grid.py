@@ -147,11 +147,13 @@ def _check(rows: np.ndarray, cols: np.ndarray, ids: Any, shape: tuple[int, int],
 
 
 def _as_points(rows: np.ndarray, cols: np.ndarray, ids: Any, transform: np.ndarray) -> Any:
-    """A lazy points element whose partitions are made when they are written."""
+    """A lazy points element whose partitions are made when they are written.
+
+    It is not parsed by `PointsModel`, which would compute all partitions to look at their index.
+    """
     import dask.dataframe as dd
     import pandas as pd
-    from spatialdata.models import PointsModel
-    from spatialdata.transformations import Identity
+    from spatialdata.transformations import Identity, set_transformation
 
     from .. import keys
 
@@ -161,11 +163,13 @@ def _as_points(rows: np.ndarray, cols: np.ndarray, ids: Any, transform: np.ndarr
         xy = project(transform, np.column_stack([c + 0.5, r + 0.5]))
         names = np.char.add(np.char.add(r.astype(str), "_"), c.astype(str)) if ids is None else _slice(ids, r, c, mine)
         text = pd.array(names, dtype="string[pyarrow]")
-        return pd.DataFrame({"x": xy[:, 0], "y": xy[:, 1], "id": text, "row": r, "col": c})
+        index = pd.RangeIndex(start, start + len(r))
+        return pd.DataFrame({"x": xy[:, 0], "y": xy[:, 1], "id": text, "row": r, "col": c}, index=index)
 
     meta = part(0).iloc[:0]
     frame = dd.from_map(part, list(range(0, len(rows), _PARTITION_ROWS)), meta=meta)
-    return PointsModel.parse(frame, coordinates={"x": "x", "y": "y"}, transformations={keys.UM: Identity()})
+    set_transformation(frame, {keys.UM: Identity()}, set_all=True)
+    return frame
 
 
 def _slice(ids: Any, rows: np.ndarray, cols: np.ndarray, mine: slice) -> Any:
