@@ -7,6 +7,7 @@ import re
 from html.parser import HTMLParser
 
 import numpy as np
+import pandas as pd
 import pytest
 from anndata import AnnData
 
@@ -204,3 +205,24 @@ def test_a_report_that_cannot_be_written(slide, tmp_path):
     with pytest.raises(MissingError, match="no table 'counts_cells'"):
         ss.pl.report(slide, out=tmp_path / "a.html", truth="counts_cells")
     assert not (tmp_path / "a.html").exists()
+
+
+def test_report_of_a_grid_on_a_picture_alone(tmp_path):
+    """A slide with H&E alone, predicted on a grid, under a name of the user's own."""
+    import geopandas as gpd
+    from shapely import points
+    from spatialdata.models import ShapesModel
+    from spatialdata.transformations import Identity
+
+    sdata = _with_prediction()
+    table = sdata["pred_ridge_spots"].copy()
+    xy = table.obsm["spatial"]
+    circles = gpd.GeoDataFrame({"radius": np.full(len(xy), 50.0)}, geometry=points(xy), index=table.obs_names)
+    table.obs["region"] = pd.Categorical(["grid"] * table.n_obs)
+    table.uns["spatialdata_attrs"]["region"] = "grid"
+    del sdata.tables["counts_spots"], sdata.tables["pred_ridge_spots"], sdata.shapes["spots"]
+    sdata.shapes["grid"] = ShapesModel.parse(circles, transformations={"um": Identity()})
+    sdata.tables["everywhere"] = table
+    text = ss.pl.report(sdata, out=tmp_path / "a.html").read_text()
+    assert _Page(text).headings == ["The tissue", "Predicted expression", "What was done"]
+    assert "98 regions of a regular grid, predicted from the image alone." in text

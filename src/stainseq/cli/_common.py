@@ -58,8 +58,8 @@ def emit(result: Any, json: Path | None, show: Callable[[Console], None]) -> Non
         write_json(json, result)
     from rich.console import Console
 
-    # Not a terminal: a width at which tables are not cut.
-    show(Console(highlight=False, width=None if sys.stdout.isatty() else 140))
+    # Square brackets are text, as in "pip install 'stainseq[timm]'". Where there is no terminal, tables are not cut.
+    show(Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 140))
 
 
 def options(given: Sequence[str] | None) -> dict[str, Any]:

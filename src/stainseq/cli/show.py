@@ -153,6 +153,7 @@ def _metrics(
     import stainseq as ss
     from stainseq import keys
     from stainseq.errors import FormatError
+    from stainseq.pl import _find
 
     if given is not None:
         try:
@@ -163,7 +164,7 @@ def _metrics(
             raise FormatError("no scores in it", where=given, fix="give what evaluate --json wrote")
         return found
     counts = truth or keys.counts(region)
-    predicted = [t for t in sdata.tables if t.startswith("pred_") and t.endswith(f"_{region}")]
+    predicted = _find.predictions(sdata, region)
     name = prediction or (predicted[0] if len(predicted) == 1 else None)
     if name is None or name not in sdata.tables or counts not in sdata.tables:
         return None

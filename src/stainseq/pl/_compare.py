@@ -112,7 +112,7 @@ def _titles(row: np.ndarray, gene: str, note: str) -> None:
 
 
 def _only_prediction(sdata: SpatialData, region: str) -> str:
-    found = [t for t in sdata.tables if t.startswith("pred_") and t.endswith(f"_{region}")]
+    found = _find.predictions(sdata, region)
     if len(found) == 1:
         return found[0]
     there = ", ".join(found or sdata.tables) or "none"

@@ -41,6 +41,22 @@ class Values:
     unit: str = ""
 
 
+def predictions(sdata: SpatialData, region: str | None = None) -> list[str]:
+    """Tables of predictions, of one region or of all: by name, or by the units that `tl.predict` states."""
+    return [
+        name
+        for name, table in sdata.tables.items()
+        if (name.startswith("pred_") or "units" in table.uns.get(keys.STAMP, {}))
+        and (region is None or region_of(table, name) == region)
+    ]
+
+
+def region_of(table: AnnData, name: str) -> str:
+    """The region that a table belongs to: as it says itself, else by its name."""
+    region = table.uns.get("spatialdata_attrs", {}).get("region", name.rsplit("_", 1)[-1])
+    return str(region if isinstance(region, str) else next(iter(region)))
+
+
 def table_of(data: Any, *, region: str, table_key: str | None) -> AnnData:
     """The table that is meant: the one named, else counts, else the only prediction of the region.
 
@@ -55,7 +71,7 @@ def table_of(data: Any, *, region: str, table_key: str | None) -> AnnData:
         return data
     if table_key is None:
         table_key = keys.counts(region)
-        predicted = [t for t in data.tables if t.startswith("pred_") and t.endswith(f"_{region}")]
+        predicted = predictions(data, region)
         if table_key not in data.tables and len(predicted) == 1:
             table_key = predicted[0]
     if table_key not in data.tables:

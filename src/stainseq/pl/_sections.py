@@ -54,10 +54,17 @@ class Page:
                 _find.table_of(sdata, region=region, table_key=name)
 
     def _prediction(self) -> str | None:
-        found = [t for t in self.sdata.tables if t.startswith("pred_") and t.endswith(f"_{self.region}")]
+        found = _find.predictions(self.sdata, self.region)
         if not found and self.truth is None:
-            found = [t for t in self.sdata.tables if t.startswith("pred_")]
+            found = _find.predictions(self.sdata)
         return found[0] if found else None
+
+    def _predicted_region(self) -> str:
+        return (
+            self.region
+            if self.prediction is None
+            else _find.region_of(self.sdata.tables[self.prediction], self.prediction)
+        )
 
     @property
     def measured(self) -> AnnData | None:
@@ -75,7 +82,7 @@ class Page:
         if self.truth is not None:
             return self.sdata.tables[self.truth], self.truth, self.region
         if self.prediction is not None:
-            return self.sdata.tables[self.prediction], self.prediction, _region_of(self.guessed, self.region)
+            return self.sdata.tables[self.prediction], self.prediction, self._predicted_region()
         return None
 
     @cached_property
@@ -121,7 +128,7 @@ class Page:
             out.append(_fact(f"{self.measured.n_obs:,}", f"{self.region} measured"))
             out.append(_fact(f"{self.measured.n_vars:,}", f"genes, median {np.median(per_spot):,.0f} counts a spot"))
         elif self.guessed is not None:
-            out.append(_fact(f"{self.guessed.n_obs:,}", f"{_region_of(self.guessed, self.region)} predicted"))
+            out.append(_fact(f"{self.guessed.n_obs:,}", f"{self._predicted_region()} predicted"))
         if self.guessed is not None:
             out.append(_fact(f"{self.guessed.n_vars:,}", "genes predicted from the image"))
         summary = self.metrics.get("summary", {})
@@ -233,13 +240,14 @@ class Page:
 
     def predicted(self) -> dict[str, Any] | None:
         """Predictions where nothing was measured: the whole tissue on a grid, or a slide with H&E alone."""
-        names = [t for t in self.sdata.tables if t.startswith("pred_") and (self.truth is None or t != self.prediction)]
-        names = [t for t in names if not t.endswith(f"_{self.region}") or self.truth is None]
+        names = _find.predictions(self.sdata)
+        if self.truth is not None:
+            names = [t for t in names if _find.region_of(self.sdata.tables[t], t) != self.region]
         if not names:
             return None
-        name = names[0]
+        name = self.prediction if self.prediction in names else names[0]
         table = self.sdata.tables[name]
-        region = _region_of(table, self.region)
+        region = _find.region_of(table, name)
         genes = [g for g in self._chosen()[0] if g in table.var_names] or _most_varying(table, self.n_genes)
         pictures = []
         for gene in genes[: self.n_genes]:
@@ -406,11 +414,6 @@ def version_line() -> str:
 
 def _fact(value: str, label: str) -> dict[str, str]:
     return {"value": value, "label": label}
-
-
-def _region_of(table: Any, otherwise: str) -> str:
-    region = table.uns.get("spatialdata_attrs", {}).get("region", otherwise)
-    return str(region if isinstance(region, str) else next(iter(region)))
 
 
 def _most_varying(table: AnnData, n: int) -> list[str]:
