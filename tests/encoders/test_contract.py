@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -27,24 +28,42 @@ def windows(n: int, spec: encoders.EncoderSpec, seed: int = 0) -> np.ndarray:
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
-@pytest.fixture(scope="module", params=RUNNABLE)
+SMALL = {
+    "tiny-uni": ("uni", {"dim": 32, "depth": 2, "heads": 4, "patch": 14, "layer_scale": True}, 32),
+    "tiny-virchow2": ("virchow2", {"dim": 32, "depth": 2, "heads": 4, "patch": 14, "registers": 4, "gated": True}, 64),
+    "tiny-gigapath": ("gigapath", {"dim": 32, "depth": 2, "heads": 4, "patch": 16, "trained_px": 112}, 32),
+    "tiny-clip": ("clip", {"dim": 32, "depth": 2, "heads": 4, "patch": 32, "pre_norm": True, "projection": 8}, 8),
+    "tiny-resnet": ("resnet50-hest", {"depth": 18, "stages": 3}, 256),
+}
+"""Hub encoders with their own input rule and pooling but a small random network."""
+
+
+@pytest.fixture(scope="module", params=[*RUNNABLE, *SMALL, "lite0-multi2+shell+colour"])
 def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> encoders.Encoder:
     from stainseq._settings import settings
+    from stainseq.encoders import build
 
-    before = settings.cache_dir
-    settings.cache_dir = tmp_path_factory.mktemp("graphs")
-    try:
-        return encoders.load(request.param, device="cpu")
-    finally:
-        settings.cache_dir = before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(settings, "cache_dir", tmp_path_factory.mktemp("graphs"))
+        if request.param in SMALL:
+            base, arch, dim = SMALL[request.param]
+            small = dataclasses.replace(encoders.spec(base), name=request.param, arch=arch, dim=dim)
+            patch.setattr(build, "spec", lambda name: small)
+            return encoders.load(request.param, device="cpu", random_weights_seed=3)
+        encoder = encoders.load(request.param, device="cpu", n_threads=2)
+        # Both graphs now, while the cache is there.
+        assert encoder.token_dim > 0
+        return encoder
 
 
 def test_it_is_an_encoder(encoder: encoders.Encoder) -> None:
     assert isinstance(encoder, encoders.Encoder)
-    assert encoder.spec is encoders.spec(encoder.name)
+    if encoder.name not in SMALL:
+        assert encoder.spec == encoders.spec(encoder.name)
     assert (encoder.dim, encoder.input_px, encoder.fields_um, encoder.device) == (
         encoder.spec.dim, encoder.spec.input_px, encoder.spec.fields_um, "cpu")  # fmt: skip
     assert len(encoder.fingerprint()) == 32
+    assert encoder.spec.summary
 
 
 def test_vectors(encoder: encoders.Encoder) -> None:
@@ -67,6 +86,32 @@ def test_the_same_bytes_whatever_the_batch(encoder: encoders.Encoder) -> None:
     assert np.array_equal(np.concatenate([encoder(batch[:2]), encoder(batch[2:])]), whole)
     assert np.array_equal(encoder(batch[::-1])[::-1], whole)
     assert np.array_equal(encoder(np.asfortranarray(batch[:2])), whole[:2])
+
+
+def test_the_same_bytes_however_many_threads(encoder: encoders.Encoder) -> None:
+    if encoder.name in SMALL or "+" in encoder.name:
+        pytest.skip("torch keeps its own threads; members are tested on their own")
+    batch = windows(5, encoder.spec, seed=2)
+    alone = encoders.load(encoder.name, device="cpu", n_threads=1)
+    assert np.array_equal(alone(batch), encoder(batch))
+    assert alone.fingerprint() == encoder.fingerprint()
+
+
+def test_every_runtime_agrees(encoder: encoders.Encoder) -> None:
+    if encoder.name in SMALL or "+" in encoder.name or encoder.spec.family == "colour":
+        pytest.skip("runs in one runtime only")
+    batch = windows(2, encoder.spec, seed=3)
+    want, want_tokens = encoder(batch), encoder.tokens(batch)
+    for runtime in ("torch", "openvino"):
+        if runtime == "openvino":
+            pytest.importorskip("openvino", reason="OpenVINO is an optional extra")
+        other = encoders.load(encoder.name, device="cpu", runtime=runtime)
+        assert other.fingerprint() != encoder.fingerprint()
+        for got, wanted in ((other(batch), want), (other.tokens(batch), want_tokens)):
+            error = np.abs(got - wanted) / np.maximum(np.abs(wanted).max(), 1)
+            # Comparisons (is this pixel a maximum?) may flip where two numbers are equal but for rounding.
+            assert np.quantile(error, 0.999) < 1e-4
+            assert error.max() < (0.05 if encoder.spec.family == "morphology" else 1e-4)
 
 
 def test_tokens(encoder: encoders.Encoder) -> None:

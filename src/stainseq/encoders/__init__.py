@@ -5,7 +5,9 @@ Listing reads the TOML files only. `load` imports what the encoder needs and not
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .description import EncoderSpec, default_name, describe_all, spec, spec_names
 from .network import Encoder
@@ -22,6 +24,7 @@ def load(
     runtime: str = "auto",
     n_threads: int | None = None,
     random_weights_seed: int | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Encoder:
     """Make an encoder ready to run.
 
@@ -40,9 +43,12 @@ def load(
         "auto": ONNX Runtime on a CPU where our own convolutional networks allow it, else torch. "openvino"
         is faster still where installed, and differs in the last digits.
     n_threads
-        Threads of one call; default `settings.n_jobs`.
+        Images at a time in ONNX Runtime and OpenVINO; default `settings.n_jobs`. torch keeps its own setting.
     random_weights_seed
         Random instead of trained weights, for tests and for baselines.
+    options
+        Entries of the description's `arch` to replace, such as ``{"levels": shell.levels(windows)}`` for slide-wide
+        input levels of the shell network. They are part of the fingerprint.
 
     Returns
     -------
@@ -71,4 +77,5 @@ def load(
         runtime=runtime,
         n_threads=n_threads,
         seed=random_weights_seed,
+        options=options,
     )

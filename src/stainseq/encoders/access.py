@@ -60,6 +60,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         The file is damaged, or holds other things than tensors.
     """
     import pickle
+    import warnings
 
     import torch
     from safetensors import SafetensorError
@@ -69,7 +70,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             loaded: Any = load_file(path)
         else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                # A pickle of another protocol makes torch warn and then load or refuse; the latter is reported.
+                warnings.simplefilter("ignore", UserWarning)
+                loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as e:
         detail = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise FormatError(f"weights cannot be read ({detail})", where=path,

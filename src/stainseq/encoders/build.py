@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .._settings import settings
 from ..errors import InputError
@@ -28,21 +30,26 @@ little."""
 
 
 def assemble(name: str, *, weights: Path | None, device: str, precision: str, runtime: str,
-             n_threads: int | None, seed: int | None) -> Encoder:  # fmt: skip
+             n_threads: int | None, seed: int | None, options: Mapping[str, Any] | None = None) -> Encoder:  # fmt: skip
     """The work behind `stainseq.encoders.load`."""
     if precision not in ("auto", "fp32", "bf16", "fp16"):
         raise InputError(f"unknown precision {precision!r}", fix="auto, fp32, bf16 or fp16")
     where = pick_device(settings.device if device == "auto" else device)
     names = members_of(name)
-    if weights is not None and len(names) > 1:
-        raise InputError("one weights file does not serve several encoders", where=f"encoder {name}",
-                         fix="load them one by one, or leave --weights out")  # fmt: skip
+    if (weights is not None or options) and len(names) > 1:
+        raise InputError("one weights file or set of options does not serve several encoders",
+                         where=f"encoder {name}", fix="load them one by one, or leave it out")  # fmt: skip
     loaded = [
-        single(spec(n), weights=weights, device=where, precision=precision, runtime=runtime,
+        single(with_options(spec(n), options), weights=weights, device=where, precision=precision, runtime=runtime,
                n_threads=n_threads or settings.n_jobs, seed=seed)
         for n in names
     ]  # fmt: skip
     return loaded[0] if len(loaded) == 1 else CompositeEncoder(loaded)
+
+
+def with_options(s: EncoderSpec, options: Mapping[str, Any] | None) -> EncoderSpec:
+    """The description with entries of its `arch` replaced."""
+    return replace(s, arch={**s.arch, **options}) if options else s
 
 
 def single(s: EncoderSpec, *, weights: Path | None, device: str, precision: str, runtime: str, n_threads: int,
@@ -53,6 +60,9 @@ def single(s: EncoderSpec, *, weights: Path | None, device: str, precision: str,
     if runtime == "auto" and (s.family not in EXPORTABLE or precision != "fp32"):
         runtime = "torch"
     runtime = pick_runtime(runtime, device)
+    if runtime in ("onnxruntime", "openvino") and s.family not in (*EXPORTABLE, "colour"):
+        raise InputError(f"networks of the family {s.family} run in torch only", where=f"encoder {s.name}",
+                         fix="runtime='auto'")  # fmt: skip
     if s.family == "colour":
         from .colour import ColourBackend
 

@@ -49,12 +49,12 @@ class _Writer(fx.Interpreter):
         array = np.ascontiguousarray(array)
         key = f"{array.dtype}{array.shape}" + (repr(array.tolist()) if array.size < 16 else str(len(self.weights)))
         if key not in self.seen:
-            self.seen[key] = f"w{len(self.weights)}"
+            self.seen[key] = f"constant.{len(self.weights)}"
             self.weights.append(self.numpy_helper.from_array(array, self.seen[key]))
         return self.seen[key]
 
     def emit(self, op: str, inputs: list[str], *, last: bool = False, **attributes: Any) -> str:
-        out = self.current if last else f"{self.current}_{len(self.nodes)}"
+        out = self.current if last else f"{self.current}.{len(self.nodes)}"
         self.nodes.append(self.helper.make_node(op, inputs, [out], **attributes))
         return out
 
@@ -197,7 +197,7 @@ def _topk(w: _Writer, n: fx.Node) -> None:
     inputs = [w.ref(n.args[0]), w.constant([n.args[1]], np.int64)]
     largest = int(bool(n.kwargs["largest"]))
     w.nodes.append(
-        w.helper.make_node("TopK", inputs, [n.name, f"{n.name}_places"], axis=n.kwargs["dim"], largest=largest)
+        w.helper.make_node("TopK", inputs, [n.name, f"{n.name}.places"], axis=n.kwargs["dim"], largest=largest)
     )
 
 
