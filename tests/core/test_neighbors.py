@@ -66,3 +66,9 @@ def test_one_row_and_bad_options():
         neighbors.knn_graph(one, k=0)
     with pytest.raises(InputError, match="radius_um"):
         neighbors.radius_graph(one, radius_um=0)
+
+
+def test_two_hundred_thousand_rows_stay_sparse():
+    xy = np.random.default_rng(0).uniform(0, 1e5, (200_000, 2))
+    graph = neighbors.knn_graph(xy, k=6)
+    assert graph.nnz == 1_200_000

@@ -76,7 +76,9 @@ def fit(
         # fit_transform, as the benchmark's pipeline: transform differs in the last digits, and lsqr stops at a
         # tolerance on ill-conditioned components, where that is enough to change predictions by a percent.
         reducer = PCA(n_components=min(pca, *Z.shape), random_state=1)
-        Z = reducer.fit_transform(Z)
+        # Features that are all alike have no variance to give shares of; the components are fine (zeros follow).
+        with np.errstate(divide="ignore", invalid="ignore"):
+            Z = reducer.fit_transform(Z)
         arrays = {"components": reducer.components_, "offset": reducer.mean_ @ reducer.components_.T}
     Z = Z.astype(np.float32)
     alpha = 100.0 / (Z.shape[1] * (n_genes or rows.Y.shape[1]))

@@ -136,6 +136,10 @@ def fit(
             off = rows.Y - (guess * line[0] + line[1])
             residual = np.sqrt(rows.weights @ off**2 / rows.weights.sum()).astype(np.float32)
         ensemble = _mlp.train(plan, data, members, epochs, where)
+        if rows.folds is None and loss != "mse":
+            # No held-out rows to fit a line on: only the level of the training rows is put right.
+            guess = _unit(ensemble.predict(data.x), loss, target, centre, scale).mean(axis=0)
+            line[1] = centre - rows.weights @ guess / rows.weights.sum()
     kept = {k: v for k, v in ensemble.arrays().items() if k != "dispersion" or loss == "nb"}
     return pack(
         "mlp",
