@@ -312,31 +312,31 @@ def mean_by_group(values: np.ndarray, rows: np.ndarray, groups: np.ndarray, *, n
 
 
 class LabelTable:
-    """Area, centre and box of every label of a raster that comes in pieces."""
+    """Area, centre and box of every label of a raster that comes in pieces.
+
+    Labels below 2**26 are counted in a table, larger ones (hashes, as some tools write them) by sorting.
+    """
 
     def __init__(self) -> None:
         self._sums = np.zeros((0, 3))
         self._boxes = np.zeros((0, 4), dtype=np.int64)
+        self._large: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
     def add(self, block: np.ndarray, y0: int, x0: int) -> None:
-        """Count a piece whose upper left pixel is (y0, x0).
-
-        Raises
-        ------
-        ValueError
-            Labels of 2**26 and more.
-        """
+        """Count a piece whose upper left pixel is (y0, x0)."""
         top = int(block.max(initial=0))
         if top >= _MOST_LABELS:
-            raise ValueError(f"label {top} is too large")
+            names, compact = np.unique(block, return_inverse=True)
+            compact = compact.reshape(block.shape) + int(names[0] > 0)
+            names = names if names[0] == 0 else np.r_[0, names]
+            sums, boxes = _no_labels(len(names))
+            _count_labels(compact, y0, x0, sums, boxes)
+            self._large.append((names[1:].astype(np.int64), sums[1:], boxes[1:]))
+            return
         if top >= len(self._sums):
-            size = max(top + 1, 2 * len(self._sums))
-            grown = np.zeros((size, 3))
-            grown[: len(self._sums)] = self._sums
-            boxes = np.empty((size, 4), dtype=np.int64)
-            boxes[:] = (np.iinfo(np.int64).max, np.iinfo(np.int64).max, -1, -1)
-            boxes[: len(self._boxes)] = self._boxes
-            self._sums, self._boxes = grown, boxes
+            sums, boxes = _no_labels(max(top + 1, 2 * len(self._sums)))
+            sums[: len(self._sums)], boxes[: len(self._boxes)] = self._sums, self._boxes
+            self._sums, self._boxes = sums, boxes
         _count_labels(np.ascontiguousarray(block), y0, x0, self._sums, self._boxes)
 
     def result(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -351,11 +351,23 @@ class LabelTable:
         boxes : numpy.ndarray
             [n, 4] y0, x0, y1, x1, ends not included.
         """
-        labels = np.flatnonzero(self._sums[:, 0] > 0)
-        labels = labels[labels > 0]
-        area = self._sums[labels, 0]
-        centres = self._sums[labels][:, 1:] / area[:, None] + 0.5
-        return labels, area.astype(np.int64), centres, self._boxes[labels]
+        small = np.flatnonzero(self._sums[:, 0] > 0)
+        parts = [(small, self._sums[small], self._boxes[small]), *self._large]
+        names, sums, boxes = (np.concatenate(p) for p in zip(*parts, strict=True))
+        order = np.argsort(names, kind="stable")
+        names, sums, boxes = names[order], sums[order], boxes[order]
+        if len(names):
+            starts = np.flatnonzero(np.r_[True, names[1:] != names[:-1]])
+            names, sums = names[starts], np.add.reduceat(sums, starts)
+            low, high = np.minimum.reduceat(boxes[:, :2], starts), np.maximum.reduceat(boxes[:, 2:], starts)
+            boxes = np.column_stack([low, high])
+        return names, sums[:, 0].astype(np.int64), sums[:, 1:] / sums[:, :1] + 0.5, boxes
+
+
+def _no_labels(n: int) -> tuple[np.ndarray, np.ndarray]:
+    boxes = np.empty((n, 4), dtype=np.int64)
+    boxes[:] = (np.iinfo(np.int64).max, np.iinfo(np.int64).max, -1, -1)
+    return np.zeros((n, 3)), boxes
 
 
 @numba.njit(cache=True, nogil=True)
