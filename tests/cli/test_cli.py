@@ -275,6 +275,22 @@ def test_lists_are_lists_of_objects(capsys):
         assert kind == "writers" or sum(row["default"] for row in rows) == (kind != "readers")
 
 
+def test_square_brackets_are_text(capsys):
+    """Else a fix would read pip install 'stainseq', without the extra that mends it."""
+    from stainseq.cli import _common
+
+    def show(console):
+        shown = _common.table("fix")
+        shown.add_row("pip install 'stainseq[timm]'")
+        console.print(shown)
+        console.print("pip install 'stainseq[scan]'")
+
+    _common.emit({}, None, show)
+    out = capsys.readouterr().out
+    assert "'stainseq[timm]'" in out
+    assert "'stainseq[scan]'" in out
+
+
 def test_doctor_checks_and_gives_fixes(capsys, monkeypatch, tmp_path):
     assert run(["doctor", "--json", "/dev/stdout"]) == 0
     found = json.loads(capsys.readouterr().out)
