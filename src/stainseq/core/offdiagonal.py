@@ -30,6 +30,8 @@ from .chi2mix import log_cauchy_combination, log_gamma_sf
 from .scoretest import node_chunks
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
     from .kernels import Operator
@@ -145,34 +147,27 @@ def residual_sums(r):  # type: ignore[no-untyped-def]  # pragma: no cover - comp
     return out
 
 
-@dataclass(frozen=True)
 class PairTest:
     """The pair-sum test of several kernels, ready for blocks of genes.
 
     Parameters
     ----------
-    moments
-        Of each kernel.
+    operators
+        Of each kernel; each is let go before the next is asked for.
     family
-        Null weights they belong to.
-    diagonals
-        float64 [k], the constant diagonal of each kernel, or [k, n] where it is not constant.
+        Null weights.
     """
 
-    moments: list[PairMoments]
-    family: NullWeights
-    diagonals: list[NDArray[np.float64]]
-    sums: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, operators: list[Any], family: NullWeights) -> PairTest:
-        """Moments of all kernels."""
-        return cls(
-            [pair_moments(op, family) for op in operators],
-            family,
-            [op.diagonal for op in operators],
-            power_sums(family),
-        )
+    def __init__(self, operators: Iterable[Operator], family: NullWeights) -> None:
+        self._family, self._sums = family, power_sums(family)
+        tables, columns = [], []
+        for op in operators:
+            m = pair_moments(op, family)
+            tables.append(np.column_stack([m.mean, m.variance, m.triangles, m.pairs, m.level]))
+            # Per place: the diagonal of K, and the rows that make the diagonal of B of it.
+            columns.append(np.column_stack([op.diagonal, m.rows]))
+        self._table = np.stack(tables, axis=1)
+        self._columns = np.concatenate(columns, axis=1)
 
     def standardise(
         self, r: NDArray[np.float64], quadratic: NDArray[np.float64], x: NDArray[np.float64]
@@ -193,22 +188,13 @@ class PairTest:
         q, z, skewness
             float64 [g, k] each.
         """
-        columns = [m.rows for m in self.moments] + [np.column_stack(self.diagonals)]
-        squares = (r * r) @ np.concatenate(columns, axis=1)
         seen = residual_sums(r)
-        expected = self.family.interpolate(self.sums, x)
+        mean, variance, triangles, pairs, level = np.moveaxis(self._family.interpolate(self._table, x), 2, 0)
+        sums = ((r * r) @ self._columns).reshape(len(r), quadratic.shape[1], 4)
+        diagonal = sums[:, :, 0] - 2.0 * np.einsum("gkc,gc->gk", sums[:, :, 1:], _quadratic_basis(x))
+        q = 0.5 * (quadratic - diagonal - level * seen[:, :1])
         with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = seen / expected
-        lagrange = _quadratic_basis(x)
-        table = np.stack(
-            [np.column_stack([m.mean, m.variance, m.triangles, m.pairs, m.level]) for m in self.moments], axis=1
-        )
-        mean, variance, triangles, pairs, level = np.moveaxis(self.family.interpolate(table, x), 2, 0)
-        count = len(self.moments)
-        rows = np.einsum("gkc,gc->gk", squares[:, : 3 * count].reshape(len(r), count, 3), lagrange)
-        diagonal = squares[:, 3 * count :] - 2.0 * rows + level * seen[:, :1]
-        q = 0.5 * (quadratic - diagonal)
-        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = seen / self._family.interpolate(self._sums, x)
             spread = np.sqrt(variance * ratio[:, 1:2])
             z = (q - mean * ratio[:, :1]) / spread
             skewness = (triangles * ratio[:, 2:3] + pairs * ratio[:, 3:4]) / spread**3

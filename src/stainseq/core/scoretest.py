@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from .kernels import Operator
 
-NODES = 65
 _CHUNK_BYTES = 256 << 20
 
 
@@ -47,7 +46,7 @@ class NullWeights:
     nodes: NDArray[np.float64]
 
     @classmethod
-    def of(cls, sizes: NDArray[np.float64], count: int = NODES) -> NullWeights:
+    def of(cls, sizes: NDArray[np.float64], count: int = 65) -> NullWeights:
         """Nodes for given size factors."""
         nodes = 0.5 * (1.0 - np.cos(np.pi * np.arange(count) / (count - 1)))
         return cls(sizes, float(np.exp(np.log(sizes).mean())), nodes)

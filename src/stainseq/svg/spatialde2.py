@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _BLOCK = 512
-_CALIBRATED_NODES = 33
-_PROBES = 1024
+_COPIES = 32
+"""Arrays of a gene block by places that may be alive at once, over all threads."""
+_NODES = {"compat": (65, 33), "calibrated": (33, 17)}
+"""Nodes of the null family, for few and many places; more than the moments need, where they cost little."""
+_PROBE_PLACES = 1 << 21
 _WEIGHT = {"SE": 9.0, "PER": 1.0, "linear": 9.0, "sum": 1.0}
 """Share of a kernel in the calibrated combination. A PER kernel looks for one plane wave along x + y, out of all
 directions and phases that tissue may have; at equal shares five of them cost 1 to 3 % of the genes found."""
@@ -34,6 +37,7 @@ def score(
     sizefactors: Any = None,
     obs_dist: Literal["negative_binomial", "normal"] | None = None,
     is_counts: bool = True,
+    max_gb: float = 4.0,
     n_jobs: int | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -62,6 +66,8 @@ def score(
         "negative_binomial" (default for counts) or "normal" (default for other values): the null distribution.
     is_counts
         Whether values are raw counts.
+    max_gb
+        Working memory for gene blocks, beside the counts and some hundred bytes a place and kernel.
     n_jobs
         Threads; default all cores. Results are the same to the last bit for any number.
     seed
@@ -93,16 +99,22 @@ def score(
     sample = Sample(counts, coordinates, genes=genes, signed=chosen_dist == "normal")
     null = _NegativeBinomial(sample, sizefactors, compat) if chosen_dist == "negative_binomial" else _Gaussian(sample)
     chosen = kernels.kernel_list(kernel_space, sample.coordinates, base="minimum" if compat else "median")
-    shapes = forms.DenseForms(chosen, sample.coordinates, omnibus=omnibus)
+    n = sample.shape[0]
+    if omnibus and 8 * n * n * 6 > max_gb * 2**30:
+        raise InputError(f"omnibus of {n} places needs arrays of {48e-9 * n * n:.1f} GB, more than max_gb={max_gb}",
+                         fix="raise max_gb, or leave omnibus out: single kernels need no such arrays")  # fmt: skip
+    # Fixed by the data and this option alone: results do not depend on threads.
+    width = int(np.clip(max_gb * 2**30 / (8 * n * _COPIES), 1, _BLOCK))
     with threadpool_limits(1):
-        test = (_Compatible if compat else _Calibrated)(shapes, null.family)
+        shapes = forms.build(chosen, sample.coordinates, omnibus=omnibus)
+        test = (_Compatible if compat else _Calibrated)(shapes, null.family, width)
         names = ["sum"] if omnibus else [k.name for k in chosen]
 
         def work(start: int, stop: int) -> tuple[NDArray[Any], ...]:
             mean, alpha, r, x, scale = null.residuals(sample.block(start, stop))
             return mean, alpha, *test(r, x, scale)
 
-        parts = list(map_blocks(work, sample.shape[1], _BLOCK, threads(n_jobs)))
+        parts = list(map_blocks(work, sample.shape[1], width, threads(n_jobs)))
     mean, alpha, *columns = (np.concatenate(part) for part in zip(*parts, strict=True))
     per_kernel = dict(zip(test.columns, columns, strict=True))
     log_p = per_kernel["log_p"]
@@ -123,7 +135,7 @@ class _NegativeBinomial:
         sample.keep_rows(kept)
         self._compat = compat
         self.sizes = nbnull.compress(values[kept])
-        nodes = scoretest.NODES if compat else _CALIBRATED_NODES
+        nodes = _NODES["compat" if compat else "calibrated"][int(kept.sum() > forms.DENSE_PLACES)]
         self.family = scoretest.NullWeights.of(self.sizes.values, nodes)
 
     def residuals(self, block: Any) -> tuple[NDArray[Any], ...]:
@@ -153,7 +165,7 @@ class _Compatible:
 
     columns = ("U", "e", "I", "kappa", "nu", "log_p")
 
-    def __init__(self, shapes: Any, family: scoretest.NullWeights) -> None:
+    def __init__(self, shapes: forms.Forms, family: scoretest.NullWeights, width: int) -> None:
         self._shapes, self._family = shapes, family
         tables = [scoretest.compatible_moments(shapes.operator(k), family) for k in range(len(shapes))]
         self._moments = np.stack([np.column_stack(t) for t in tables], axis=1)
@@ -173,15 +185,22 @@ class _Calibrated:
 
     columns = ("Q", "z", "skewness", "log_p")
 
-    def __init__(self, shapes: Any, family: scoretest.NullWeights) -> None:
+    def __init__(self, shapes: forms.Forms, family: scoretest.NullWeights, width: int) -> None:
         self._shapes = shapes
-        self._test = offdiagonal.PairTest.of([shapes.operator(k) for k in range(len(shapes))], family)
+        self._test = offdiagonal.PairTest((shapes.operator(k) for k in range(len(shapes))), family)
+        self._correlation = self._null_correlation(family, width)
+
+    def _null_correlation(self, family: scoretest.NullWeights, width: int) -> NDArray[Any]:
+        """Correlation of the kernels' statistics, from Gaussian residuals with the weights of a typical gene."""
         middle = np.array([0.0 if len(family.nodes) == 1 else 0.5])
         w = family.weights_at(middle)[:, 0]
-        r = np.random.default_rng(0).standard_normal((_PROBES, len(w))) * np.sqrt(w)
-        r -= np.outer(r.sum(axis=1) / w.sum(), w)
-        z = self._test.standardise(r, shapes.quadratic(r), np.repeat(middle, _PROBES))[1]
-        self._correlation = np.corrcoef(z, rowvar=False).reshape(len(shapes), len(shapes))
+        rng, scores = np.random.default_rng(0), []
+        count = int(np.clip(_PROBE_PLACES // len(w), 128, 1024))
+        for start in range(0, count, width):
+            r = rng.standard_normal((min(width, count - start), len(w))) * np.sqrt(w)
+            r -= np.outer(r.sum(axis=1) / w.sum(), w)
+            scores.append(self._test.standardise(r, self._shapes.quadratic(r), np.repeat(middle, len(r)))[1])
+        return np.corrcoef(np.concatenate(scores), rowvar=False).reshape(len(self._shapes), len(self._shapes))
 
     def __call__(self, r: Any, x: Any, scale: Any) -> tuple[NDArray[Any], ...]:
         q, z, skewness = self._test.standardise(r, self._shapes.quadratic(r), x)
