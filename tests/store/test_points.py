@@ -191,6 +191,21 @@ def test_partitions_with_their_own_categories(tmp_path):
     assert list(got.sort_values(key)["feature_name"].astype(str)) == list(want.sort_values(key)["feature_name"])
 
 
+@pytest.mark.parametrize("n", [65_536, 131_072, 65_537])
+def test_full_row_groups(tmp_path, n):
+    opened = write(tmp_path / "s.zarr", parsed(frame(n)))
+    (file,) = points.data_files(opened.path / "points" / "transcripts")
+    meta = pq.ParquetFile(file).metadata
+    assert all(meta.row_group(i).num_rows for i in range(meta.num_row_groups))
+    assert meta.num_rows == n
+
+
+def test_categories_of_numbers_stay_numbers(tmp_path):
+    data = frame(50).assign(cluster=pd.Categorical(np.arange(50) % 3))
+    got = write(tmp_path / "s.zarr", parsed(data))["transcripts"].compute().sort_values("id")
+    assert list(got["cluster"].astype(int)) == [i % 3 for i in range(50)]
+
+
 def test_what_is_missing(tmp_path):
     opened = write(tmp_path / "s.zarr", parsed(frame(100)))
     with pytest.raises(MissingError, match="no points named 'dots'; one of: transcripts"):

@@ -241,7 +241,7 @@ def from_uns(kept: Any) -> dict[str, Any] | None:
         return None
     found = {}
     for key, value in kept.items():
-        value = value.item() if hasattr(value, "item") else value
+        value = value.item() if getattr(value, "ndim", None) == 0 else value
         text = isinstance(value, str) and value.startswith(_JSON)
         found[key] = json.loads(value.removeprefix(_JSON)) if text else value
     return found

@@ -177,9 +177,10 @@ def _checked(table: Any) -> Any:
 
     for i, f in enumerate(table.schema):
         if pa.types.is_dictionary(f.type):
-            want = pa.dictionary(pa.int32(), pa.string())
-            if f.type != want:
-                table = table.set_column(i, f.name, table.column(i).cast(pa.string()).dictionary_encode())
+            text = pa.types.is_string(f.type.value_type) or pa.types.is_large_string(f.type.value_type)
+            plain = pa.string() if text or pa.types.is_null(f.type.value_type) else f.type.value_type
+            if f.type != pa.dictionary(pa.int32(), plain):
+                table = table.set_column(i, f.name, table.column(i).cast(plain).dictionary_encode())
         elif pa.types.is_large_string(f.type) or pa.types.is_null(f.type):
             table = table.set_column(i, f.name, table.column(i).cast(pa.string()))
     for axis in ("x", "y"):
@@ -265,14 +266,15 @@ def _in_groups(tables: Iterable[Any], rows: int) -> Iterator[Any]:
     import pyarrow as pa
 
     kept: Any = None
+    begun = False
     for table in tables:
         kept = table if kept is None else pa.concat_tables([kept, table])
         start = 0
         while kept.num_rows - start >= rows:
             yield kept.slice(start, rows)
-            start += rows
+            start, begun = start + rows, True
         kept = kept.slice(start)
-    if kept is not None:
+    if kept is not None and (kept.num_rows or not begun):
         yield kept
 
 
