@@ -181,8 +181,8 @@ def one_thread() -> Iterator[None]:
 def agree(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Probabilities in which the label is always (one of) the most probable, float64 [n, K].
 
-    Where a method's labels do not come from its probabilities (communities of a graph), the label and the likelier
-    domain share their sum equally: the row counts as undecided between the two.
+    Where a method's labels do not come from its probabilities (communities of a graph), the label and the domains that
+    seemed likelier share their sum equally: the row counts as undecided between them.
 
     Parameters
     ----------
@@ -191,11 +191,7 @@ def agree(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     probabilities
         [n, K].
     """
-    rows = np.arange(len(labels))
-    best = probabilities.argmax(axis=1)
-    half = (probabilities[rows, best] + probabilities[rows, labels]) / 2
-    out = probabilities.copy()
-    other = best != labels
-    out[rows[other], best[other]] = half[other]
-    out[rows[other], labels[other]] = half[other]
-    return out
+    own = probabilities[np.arange(len(labels)), labels]
+    open_ = probabilities >= own[:, None]
+    mean = (probabilities * open_).sum(axis=1) / open_.sum(axis=1)
+    return np.where(open_, mean[:, None], probabilities)
