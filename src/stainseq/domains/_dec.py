@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -10,6 +13,7 @@ ALPHA = 0.2  # of the Student kernel
 REFRESH = 3  # epochs between new targets
 _TINY, _FLOOR = 1e-8, 1e-6
 _BLOCK_ROWS = 8192
+_T = TypeVar("_T")
 
 
 class Model(NamedTuple):
@@ -128,9 +132,11 @@ def embed(ax: np.ndarray, model: Model) -> np.ndarray:
 
 
 def _forward(ax: np.ndarray, model: Model, q: np.ndarray) -> np.ndarray:
-    for start in range(0, len(ax), _BLOCK_ROWS):
-        rows = slice(start, start + _BLOCK_ROWS)
+    def work(rows: slice) -> None:
         q[rows] = assignment(ax[rows] @ model.W + model.b, model.centres)[0]
+
+    for _ in _each_block(work, len(ax)):
+        pass
     return q
 
 
@@ -142,17 +148,30 @@ def _target(q: np.ndarray) -> np.ndarray:
 
 def _step(ax: np.ndarray, model: Model, target: np.ndarray, q: np.ndarray) -> list[np.ndarray]:
     """Gradients of the loss by W, b and centres; fills q with the assignment of this epoch."""
-    n = len(ax)
-    grad_w, grad_b, grad_c = (np.zeros_like(x) for x in model)
-    for start in range(0, n, _BLOCK_ROWS):
-        rows = slice(start, start + _BLOCK_ROWS)
+
+    def work(rows: slice) -> list[np.ndarray]:
         z = ax[rows] @ model.W + model.b
         soft, u = assignment(z, model.centres)
         q[rows] = soft
-        by_q = -target[rows] / (soft + _FLOOR) / n
+        by_q = -target[rows] / (soft + _FLOOR) / len(ax)
         by_distance = -(1 + ALPHA) / ALPHA * u * soft * (by_q - (by_q * soft).sum(axis=1, keepdims=True))
         pull = by_distance.sum(axis=1)[:, None] * z - by_distance @ model.centres
-        grad_w += 2 * ax[rows].T @ pull
-        grad_b += 2 * pull.sum(axis=0)
-        grad_c -= 2 * (by_distance.T @ z - by_distance.sum(axis=0)[:, None] * model.centres)
-    return [grad_w, grad_b, grad_c]
+        push = by_distance.sum(axis=0)[:, None] * model.centres - by_distance.T @ z
+        return [2 * ax[rows].T @ pull, 2 * pull.sum(axis=0), 2 * push]
+
+    total = [np.zeros_like(x) for x in model]
+    for part in _each_block(work, len(ax)):
+        for sum_, x in zip(total, part, strict=True):
+            sum_ += x
+    return total
+
+
+def _each_block(work: Callable[[slice], _T], n: int) -> Iterator[_T]:
+    """Results of all blocks of rows in order, so that sums over them do not depend on the threads that made them."""
+    blocks = [slice(start, min(n, start + _BLOCK_ROWS)) for start in range(0, n, _BLOCK_ROWS)]
+    if len(blocks) < 3:
+        yield from map(work, blocks)
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with ThreadPoolExecutor(cores) as pool:
+        yield from pool.map(work, blocks)

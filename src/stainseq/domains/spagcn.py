@@ -75,9 +75,9 @@ def assign(
     Notes
     -----
     J. Hu et al., Nature Methods 18, 1342 (2021). The kernel is cut at weights of 1e-10; A X is computed once because
-    the only layer is linear; initial clusters are Louvain's, found on a sample of 20,000 rows where there are
-    more, since training needs no more of them than their centres. Where the search of at most 12 resolutions
-    misses K, or training empties a cluster, clusters are merged by Ward's criterion or the widest one is split.
+    the only layer is linear; initial clusters are Louvain's, found (and resolutions tried) on a sample of 20,000
+    rows where there are more, since training needs no more of them than their centres. Where the search of at most 12
+    resolutions misses K, or training empties a cluster, clusters are merged by Ward's criterion or the widest is split.
     """
     at = check(X, coordinates, n_domains, image_features=image_features, samples=samples)
     if at.n_domains == 1:
@@ -171,17 +171,21 @@ class _Search:
         rows = np.arange(len(ax))
         if len(ax) > _INIT_ROWS:
             rows = np.sort(np.random.default_rng([seed, 5]).choice(len(ax), _INIT_ROWS, replace=False))
-        self.start = ax[rows] @ weights[0] + weights[1]
+        self.part = ax[rows]
+        self.start = self.part @ weights[0] + weights[1]
         self.graph = graphs.fuzzy_graph(*graphs.feature_neighbours(self.start, n_neighbors - 1))
 
-    def fit(self, resolution: float, epochs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    def fit(
+        self, resolution: float, epochs: int, *, trial: bool = False
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+        """Train from the communities at a resolution; a trial looks at the sample of rows only."""
         labels = clusters.louvain(self.graph, resolution=resolution)
-        centres = clusters.centroids(self.start, labels, int(labels.max()) + 1)
-        model = _dec.Model(*self.weights, centres)
-        if len(labels) < len(self.ax):
-            labels = np.full(len(self.ax), -1)
-        model, labels, q, made = _dec.train(self.ax, model, labels, epochs=epochs, lr=self.lr, tol=self.tol)
-        return labels, q, _dec.embed(self.ax, model), made
+        model = _dec.Model(*self.weights, clusters.centroids(self.start, labels, int(labels.max()) + 1))
+        ax = self.part if trial else self.ax
+        if len(labels) < len(ax):
+            labels = np.full(len(ax), -1)
+        model, labels, q, made = _dec.train(ax, model, labels, epochs=epochs, lr=self.lr, tol=self.tol)
+        return labels, q, _dec.embed(ax, model), made
 
     def resolution(self, k: int, *, start: float, step: float) -> float:
         """SpaGCN's search: a step towards the target, halved whenever it is passed, at most 12 trials."""
@@ -205,7 +209,7 @@ class _Search:
         return float(best[1])
 
     def _count(self, resolution: float) -> int:
-        return len(np.unique(self.fit(resolution, _TRIAL_EPOCHS)[0]))
+        return len(np.unique(self.fit(resolution, _TRIAL_EPOCHS, trial=True)[0]))
 
 
 def _exact(labels: np.ndarray, q: np.ndarray, z: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
