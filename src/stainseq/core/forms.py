@@ -25,7 +25,7 @@ class Forms(Protocol):
     def __len__(self) -> int: ...
 
     def operator(self, index: int) -> kernels.Operator:
-        """Operator of one kernel; ask for each once, in order, and let it go, to hold one at a time."""
+        """Operator of one kernel; all are to be asked for before `quadratic`, and let go, to hold few at a time."""
         ...
 
     def quadratic(self, r: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -54,7 +54,7 @@ class DenseForms:
 
     def __init__(self, chosen: list[kernels.Kernel], coordinates: NDArray[np.float64]) -> None:
         self._chosen, self._coordinates = chosen, coordinates
-        self._factors: list[NDArray[np.float64]] = []
+        self._factors: dict[int, NDArray[np.float64]] = {}
         self._stacked: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
@@ -67,16 +67,17 @@ class DenseForms:
             op: Any = kernels.DenseOperator(kernels.dense(kernel, self._coordinates))
         else:
             op = kernels.LowRankOperator(kernels.low_rank_factor(kernel, self._coordinates))
-        self._factors.append(op.factor())
+        self._factors[index] = op.factor()
         return op
 
     def quadratic(self, r: NDArray[np.float64]) -> NDArray[np.float64]:
         """r'Kr for r [g, n]; returns [g, kernels]."""
+        factors = [self._factors[k] for k in range(len(self._chosen))]
         if self._stacked is None:
-            self._stacked = np.ascontiguousarray(np.concatenate(self._factors, axis=1))
+            self._stacked = np.ascontiguousarray(np.concatenate(factors, axis=1))
         z = r @ self._stacked
         z *= z
-        starts = np.cumsum([0] + [f.shape[1] for f in self._factors[:-1]])
+        starts = np.cumsum([0] + [f.shape[1] for f in factors[:-1]])
         return np.add.reduceat(z, starts, axis=1)
 
 

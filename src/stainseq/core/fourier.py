@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 REACH = 6.44
 """Where a Gaussian has fallen to 1e-9, in standard deviations: of the kernel in place and of its spectrum."""
 
+_ROUGH = 4.8
+"""The same for 1e-5, enough for the third moment."""
+
 _WIDTH = 10
 _BETA = 2.30 * _WIDTH
 _LONG = 0.35
@@ -174,6 +177,7 @@ class SquaredExponential:
     ) -> None:
         self._coordinates, self._length, self._lattice = coordinates, length, lattice
         self.diagonal = np.ones(len(coordinates))
+        self._features: tuple[NDArray[Any], NDArray[Any]] | None = None
         self._meshes: dict[int, tuple[Mesh, tuple[int, int], NDArray[np.float64]]] = {}
 
     def apply(self, x: NDArray[np.float64], power: int = 1) -> NDArray[np.float64]:
@@ -196,10 +200,12 @@ class SquaredExponential:
 
         From features where they are few, else from random signs: the more frequencies, the fewer are needed.
         """
-        x, y = place_waves(self._coordinates, self._length, 4.8)
-        count = x.shape[1] * y.shape[1]
+        spans = np.ptp(self._coordinates, axis=0)
+        count = math.prod(2 * len(_frequencies(float(span), self._length, _ROUGH)[0]) - 1 for span in spans)
         if count <= 400:
-            return _trace3_features(x, y, w)
+            if self._features is None:
+                self._features = place_waves(self._coordinates, self._length, _ROUGH)
+            return _trace3_features(*self._features, w)
         effective = max(count / 20.0, 1.0)
         probes = int(np.clip(math.ceil(3000.0 / effective), 2, 64))
         return trace3_by_probes(self.apply, w, probes)

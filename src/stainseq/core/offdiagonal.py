@@ -19,6 +19,7 @@ distribution is a shifted gamma with these three moments (Pearson's type III).
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ from .chi2mix import log_cauchy_combination, log_gamma_sf
 from .scoretest import node_chunks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
 
@@ -71,24 +72,27 @@ def pair_moments(op: Operator, family: NullWeights) -> PairMoments:
 
     Only products of K, its square and its cube (elementwise) with vectors, and tr((BD)^3), are needed.
     """
-    out = np.empty((5, len(family.nodes)))
-    # The costly term, and a smooth one: at every fourth node.
-    few = family.coarser(4)
-    full = np.exp(family.from_coarser(np.log([op.trace3(w) for w in few.weights(slice(None)).T]), few))
+    out = np.empty((6, len(family.nodes)))
     w = family.weights_at(DIAGONAL_NODES)
     rows = op.apply(w) / w.sum(axis=0)
     for part in node_chunks(family, columns=12):
         w = family.weights(part)
-        out[:, part] = _at_nodes(op, w, family.third(part), full[part])
+        out[:, part] = _at_nodes(op, w, family.third(part))
         # What interpolating the rows gets wrong on average goes into the level, so that the mean stays exact.
         between = rows.T @ w / w.sum(axis=0)
         out[4, part] += 2.0 * ((_quadratic_basis(family.nodes[part]).T * between).sum(axis=0) - out[4, part])
-    mean, variance, triangles, pairs, level = out
-    return PairMoments(mean, variance, triangles, pairs, level, rows)
+    mean, variance, less, pairs, level, frobenius = out
+    # tr((BD)^3) is the costly term. Over tr((BD)^2)^(3/2) it hardly varies: every fourth node is enough.
+    few = family.coarser(4)
+    traces = [op.trace3(np.ascontiguousarray(w)) for w in few.weights(slice(None)).T]
+    ratio = family.from_coarser(traces / few.from_finer(frobenius, family) ** 1.5, few)
+    return PairMoments(mean, variance, ratio * frobenius**1.5 - less, pairs, level, rows)
 
 
-def _at_nodes(op: Operator, w: NDArray[Any], g: NDArray[Any], full: NDArray[Any]) -> NDArray[np.float64]:
-    """Rows mean, variance, triangles, pairs, level for weights w and third moments g, [n, nodes] each.
+def _at_nodes(op: Operator, w: NDArray[Any], g: NDArray[Any]) -> NDArray[np.float64]:
+    """Rows mean, variance, what the triangles lack of tr((BD)^3), pairs, level, tr((BD)^2), for each node.
+
+    For weights w and third moments g, [n, nodes] each.
 
     With c = Kw / sum w and level = w'c / sum w, B_ij = K_ij - a_i - a_j where a = c - level / 2.
     """
@@ -105,11 +109,11 @@ def _at_nodes(op: Operator, w: NDArray[Any], g: NDArray[Any], full: NDArray[Any]
     frobenius = (w * k2_w).sum(axis=0) - 2.0 * s * (w * c * c).sum(axis=0) + (w * c).sum(axis=0) ** 2
     variance = 0.5 * (frobenius - ((b * w) ** 2).sum(axis=0))
     b2_w = k2_w - 2.0 * a * kw - 2.0 * k_aw + s * a**2 + 2.0 * a * (a * w).sum(axis=0) + (a**2 * w).sum(axis=0)
-    triangles = full - 3.0 * (b * w * w * b2_w).sum(axis=0) + 2.0 * ((b * w) ** 3).sum(axis=0)
+    less = 3.0 * (b * w * w * b2_w).sum(axis=0) - 2.0 * ((b * w) ** 3).sum(axis=0)
     g0, g1, g2, g3 = ((g * a**k).sum(axis=0) for k in range(4))
     cubes = (g * (k3_g + a * (-6.0 * k2_g + 6.0 * (a * k_g + k_ga)))).sum(axis=0) - 2.0 * g0 * g3 - 6.0 * g1 * g2
     pairs = 0.5 * (cubes - (b**3 * g * g).sum(axis=0))
-    return np.stack([0.5 * (b * w * w).sum(axis=0) / s, variance, triangles, pairs, level])
+    return np.stack([0.5 * (b * w * w).sum(axis=0) / s, variance, less, pairs, level, frobenius])
 
 
 def power_sums(family: NullWeights) -> NDArray[np.float64]:
@@ -153,21 +157,26 @@ class PairTest:
     Parameters
     ----------
     operators
-        Of each kernel; each is let go before the next is asked for.
+        Maker of the operator of each kernel, which is let go when its moments are known.
     family
         Null weights.
+    n_jobs
+        Kernels prepared at a time.
     """
 
-    def __init__(self, operators: Iterable[Operator], family: NullWeights) -> None:
+    def __init__(self, operators: Iterable[Callable[[], Operator]], family: NullWeights, *, n_jobs: int = 1) -> None:
         self._family, self._sums = family, power_sums(family)
-        tables, columns = [], []
-        for op in operators:
-            m = pair_moments(op, family)
-            tables.append(np.column_stack([m.mean, m.variance, m.triangles, m.pairs, m.level]))
-            # Per place: the diagonal of K, and the rows that make the diagonal of B of it.
-            columns.append(np.column_stack([op.diagonal, m.rows]))
-        self._table = np.stack(tables, axis=1)
-        self._columns = np.concatenate(columns, axis=1)
+        with ThreadPoolExecutor(n_jobs) as pool:
+            found = list(pool.map(self._prepare, operators))
+        self._table = np.stack([table for table, _ in found], axis=1)
+        self._columns = np.concatenate([columns for _, columns in found], axis=1)
+
+    def _prepare(self, make: Callable[[], Operator]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        op = make()
+        m = pair_moments(op, self._family)
+        # Per place: the diagonal of K, and the rows that make the diagonal of B of it.
+        columns = np.column_stack([op.diagonal, m.rows])
+        return np.column_stack([m.mean, m.variance, m.triangles, m.pairs, m.level]), columns
 
     def standardise(
         self, r: NDArray[np.float64], quadratic: NDArray[np.float64], x: NDArray[np.float64]

@@ -78,6 +78,10 @@ class NullWeights:
         """Every `step`-th node, both ends kept (the number of nodes less one must be a multiple of it)."""
         return self if len(self.nodes) == 1 else NullWeights(self.sizes, self.centre, self.nodes[::step])
 
+    def from_finer(self, values: NDArray[np.float64], finer: NullWeights) -> NDArray[np.float64]:
+        """Values at the nodes of a finer family, at these nodes, which are some of them."""
+        return values[:: max((len(finer.nodes) - 1) // max(len(self.nodes) - 1, 1), 1)]
+
     def from_coarser(self, values: Any, coarser: NullWeights) -> NDArray[np.float64]:
         """Values at the nodes of a coarser family, interpolated to these nodes."""
         return coarser.interpolate(np.asarray(values, dtype=np.float64), self.nodes)

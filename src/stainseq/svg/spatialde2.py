@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -18,8 +20,9 @@ if TYPE_CHECKING:
 _BLOCK = 512
 _COPIES = 32
 """Arrays of a gene block by places that may be alive at once, over all threads."""
-_NODES = {"compat": (65, 33), "calibrated": (33, 17)}
-"""Nodes of the null family, for few and many places; more than the moments need, where they cost little."""
+_NODES = {True: (65, 33, 33), False: (33, 17, 9)}
+"""Nodes of the null family with compat and without, up to 3,000 and 200,000 places and beyond. The fewest give z to
+2e-5 for usual size factors and to 1e-3 for very unequal ones."""
 _PROBE_PLACES = 1 << 21
 _WEIGHT = {"SE": 9.0, "PER": 1.0, "linear": 9.0, "sum": 1.0}
 """Share of a kernel in the calibrated combination. A PER kernel looks for one plane wave along x + y, out of all
@@ -99,7 +102,7 @@ def score(
     sample = Sample(counts, coordinates, genes=genes, signed=chosen_dist == "normal")
     null = _NegativeBinomial(sample, sizefactors, compat) if chosen_dist == "negative_binomial" else _Gaussian(sample)
     chosen = kernels.kernel_list(kernel_space, sample.coordinates, base="minimum" if compat else "median")
-    n = sample.shape[0]
+    n, jobs = sample.shape[0], threads(n_jobs)
     if omnibus and 8 * n * n * 6 > max_gb * 2**30:
         raise InputError(f"omnibus of {n} places needs arrays of {48e-9 * n * n:.1f} GB, more than max_gb={max_gb}",
                          fix="raise max_gb, or leave omnibus out: single kernels need no such arrays")  # fmt: skip
@@ -107,14 +110,14 @@ def score(
     width = int(np.clip(max_gb * 2**30 / (8 * n * _COPIES), 1, _BLOCK))
     with threadpool_limits(1):
         shapes = forms.build(chosen, sample.coordinates, omnibus=omnibus)
-        test = (_Compatible if compat else _Calibrated)(shapes, null.family, width)
+        test = (_Compatible if compat else _Calibrated)(shapes, null.family, width, jobs)
         names = ["sum"] if omnibus else [k.name for k in chosen]
 
         def work(start: int, stop: int) -> tuple[NDArray[Any], ...]:
             mean, alpha, r, x, scale = null.residuals(sample.block(start, stop))
             return mean, alpha, *test(r, x, scale)
 
-        parts = list(map_blocks(work, sample.shape[1], width, threads(n_jobs)))
+        parts = list(map_blocks(work, sample.shape[1], width, jobs))
     mean, alpha, *columns = (np.concatenate(part) for part in zip(*parts, strict=True))
     per_kernel = dict(zip(test.columns, columns, strict=True))
     log_p = per_kernel["log_p"]
@@ -135,8 +138,8 @@ class _NegativeBinomial:
         sample.keep_rows(kept)
         self._compat = compat
         self.sizes = nbnull.compress(values[kept])
-        nodes = _NODES["compat" if compat else "calibrated"][int(kept.sum() > forms.DENSE_PLACES)]
-        self.family = scoretest.NullWeights.of(self.sizes.values, nodes)
+        size = int(kept.sum() > forms.DENSE_PLACES) + int(kept.sum() > 200_000)
+        self.family = scoretest.NullWeights.of(self.sizes.values, _NODES[compat][size])
 
     def residuals(self, block: Any) -> tuple[NDArray[Any], ...]:
         m, alpha = nbnull.fit(block.data, block.indices, block.indptr, self.sizes, compat=self._compat)
@@ -165,9 +168,12 @@ class _Compatible:
 
     columns = ("U", "e", "I", "kappa", "nu", "log_p")
 
-    def __init__(self, shapes: forms.Forms, family: scoretest.NullWeights, width: int) -> None:
+    def __init__(self, shapes: forms.Forms, family: scoretest.NullWeights, width: int, n_jobs: int) -> None:
         self._shapes, self._family = shapes, family
-        tables = [scoretest.compatible_moments(shapes.operator(k), family) for k in range(len(shapes))]
+        with ThreadPoolExecutor(n_jobs) as pool:
+            tables = list(
+                pool.map(lambda k: scoretest.compatible_moments(shapes.operator(k), family), range(len(shapes)))
+            )
         self._moments = np.stack([np.column_stack(t) for t in tables], axis=1)
 
     def __call__(self, r: Any, x: Any, scale: Any) -> tuple[NDArray[Any], ...]:
@@ -185,9 +191,10 @@ class _Calibrated:
 
     columns = ("Q", "z", "skewness", "log_p")
 
-    def __init__(self, shapes: forms.Forms, family: scoretest.NullWeights, width: int) -> None:
+    def __init__(self, shapes: forms.Forms, family: scoretest.NullWeights, width: int, n_jobs: int) -> None:
         self._shapes = shapes
-        self._test = offdiagonal.PairTest((shapes.operator(k) for k in range(len(shapes))), family)
+        makers = [partial(shapes.operator, k) for k in range(len(shapes))]
+        self._test = offdiagonal.PairTest(makers, family, n_jobs=n_jobs)
         self._correlation = self._null_correlation(family, width)
 
     def _null_correlation(self, family: scoretest.NullWeights, width: int) -> NDArray[Any]:
