@@ -154,18 +154,23 @@ def _first(xy, circles, points, rings, shapes, bounds, cells, members, x0, y0, c
 
 @numba.njit(cache=True, nogil=True)
 def _all(xy, circles, points, rings, shapes, bounds, cells, members, x0, y0, cell, columns, rows):  # type: ignore[no-untyped-def]
-    which, region = [np.int64(0) for _ in range(0)], [np.int64(0) for _ in range(0)]
-    for p in range(len(xy)):
-        x, y = xy[p, 0], xy[p, 1]
-        cx, cy = np.floor((x - x0) / cell), np.floor((y - y0) / cell)
-        if not (cx >= 0 and cy >= 0 and cx < columns and cy < rows):
-            continue
-        at = int(cy) * columns + int(cx)
-        for k in range(cells[at], cells[at + 1]):
-            if _holds(members[k], x, y, circles, points, rings, shapes, bounds):
-                which.append(np.int64(p))
-                region.append(members[k])
-    return np.array(which), np.array(region)
+    which, region = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+    for step in range(2):  # count, then fill
+        n = 0
+        for p in range(len(xy)):
+            x, y = xy[p, 0], xy[p, 1]
+            cx, cy = np.floor((x - x0) / cell), np.floor((y - y0) / cell)
+            if not (cx >= 0 and cy >= 0 and cx < columns and cy < rows):
+                continue
+            at = int(cy) * columns + int(cx)
+            for k in range(cells[at], cells[at + 1]):
+                if _holds(members[k], x, y, circles, points, rings, shapes, bounds):
+                    if step == 1:
+                        which[n], region[n] = p, members[k]
+                    n += 1
+        if step == 0:
+            which, region = np.empty(n, dtype=np.int64), np.empty(n, dtype=np.int64)
+    return which, region
 
 
 def _arguments(o: Outlines) -> tuple:
@@ -201,7 +206,7 @@ def all_shapes(xy: np.ndarray, outlines: Outlines) -> tuple[np.ndarray, np.ndarr
         [k] int64 each, by point, then by shape.
     """
     points, shapes = _all(np.ascontiguousarray(xy, dtype=np.float64), *_arguments(outlines))
-    return points.astype(np.int64), shapes.astype(np.int64)
+    return points, shapes
 
 
 class Lookup:

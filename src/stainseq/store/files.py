@@ -59,7 +59,7 @@ def exchange(a: Path, b: Path) -> bool:
     if result == 0:
         return True
     code = ctypes.get_errno()
-    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
+    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EXDEV):
         return False
     raise OSError(code, os.strerror(code), str(b))
 
@@ -166,6 +166,10 @@ _REASONS = {
     errno.EACCES: ("no permission to write here", "write to another folder or change its permissions"),
     errno.EPERM: ("no permission to write here", "write to another folder or change its permissions"),
 }
+_REASONS[errno.EXDEV] = (
+    "the file system cannot rename this folder (as in the image of a container)",
+    "copy the store to another folder and work there",
+)
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 

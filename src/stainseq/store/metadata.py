@@ -74,11 +74,12 @@ def is_complete(folder: Path, kind: str) -> bool:
         if kind in ("images", "labels"):
             datasets = attributes["ome"]["multiscales"][0]["datasets"]
             attributes["ome"]["multiscales"][0]["coordinateTransformations"]
-            return bool(datasets) and all((folder / d["path"] / "zarr.json").is_file() for d in datasets)
+            there = all((folder / d["path"] / "zarr.json").is_file() for d in datasets)
+            return bool(datasets) and there and "spatialdata_attrs" in attributes
         if kind in ("points", "shapes"):
             data = folder / f"{kind}.parquet"
             return bool(attributes["coordinateTransformations"]) and data.exists() and "spatialdata_attrs" in attributes
-        return "spatialdata-encoding-type" in attributes and (folder / "obs" / "zarr.json").is_file()
+        return {"spatialdata-encoding-type", "version"} <= set(attributes) and (folder / "obs" / "zarr.json").is_file()
     except (OSError, StoreError, KeyError, IndexError, TypeError):
         return False
 
