@@ -20,7 +20,6 @@ import numpy as np
 from stainseq.core.metrics import pearson
 from stainseq.heads import _ridge
 
-
 # CPU seconds of all threads: on a shared machine wall time says more about the neighbours than about the code.
 CLOCK = time.process_time
 

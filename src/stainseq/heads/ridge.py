@@ -75,11 +75,11 @@ def fit(
     denoise
         Train on denoised targets; how strongly (including not at all) is chosen per gene with its penalty, by raw
         held-out targets. "spatial": mixed with the mean of the 8 nearest spots of the slide (and inner fold).
-        "lowrank": projected on their first principal directions. Off: the gain is about 0.01 in Pearson on some
-        slides and a loss on others.
+        "lowrank": projected on their first principal directions. Off: about 0.01 of Pearson gained on some slides is
+        lost on others (docs/her2st.md).
     per_slide
         Standardise features within each slide first, against stain differences. Off: a row's prediction would depend on
-        which other rows of its slide are predicted with it, for a gain within the noise on real data.
+        which other rows of its slide are predicted with it, for a gain near the noise (docs/her2st.md).
     context_um, context_k
         Append the mean features of the neighbours within this radius, or of this many nearest ones, of the same slide.
 
