@@ -80,7 +80,7 @@ def _table(kind: str) -> dict[str, dict[str, Any]]:
     if kind == "encoders":
         from .encoders import spec_names, default_name
 
-        return {n: {"module": "", "default": n == default_name()} for n in spec_names()}
+        return {n: {"module": "", "default": n == default_name()} for n in (*spec_names(), default_name())}
     table = {}
     for path in sorted((_ROOT / kind).glob("*.py")):
         if not path.stem.startswith("_"):
