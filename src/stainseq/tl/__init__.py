@@ -6,12 +6,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 # Modules start with an underscore, so that none can stand before the function of the same name.
-_WHERE = {"domains": "_domains", "evaluate": "_evaluate", "predict": "_predict", "svg": "_svg", "train": "_train"}
-__all__ = ["domains", "evaluate", "predict", "svg", "train"]
+_WHERE = {
+    "domains": "_domains",
+    "evaluate": "_evaluate",
+    "get_markers": "_markers",
+    "markers": "_markers",
+    "metagene": "_markers",
+    "predict": "_predict",
+    "svg": "_svg",
+    "train": "_train",
+}
+__all__ = ["domains", "evaluate", "get_markers", "markers", "metagene", "predict", "svg", "train"]
 
 if TYPE_CHECKING:
     from ._domains import domains
     from ._evaluate import evaluate
+    from ._markers import get_markers, markers, metagene
     from ._predict import predict
     from ._svg import svg
     from ._train import train

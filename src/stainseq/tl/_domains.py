@@ -39,7 +39,8 @@ def domains(
     ----------
     data
         A slide, an AnnData with ``obsm["spatial"]``, or the path of a store or an h5ad file. Raw counts are turned
-        into log(1 + counts per 10,000); other values (predictions) are taken as they are.
+        into log(1 + counts per 10,000) unless the method normalises itself; other values (predictions) are taken as
+        they are.
     n_domains
         K. Exactly that many come out, before and after refinement.
     method
@@ -96,10 +97,10 @@ def domains(
     plugin, key = registry.load("domains", name), key or name
     given = {"coordinates", "n_domains", "image_features", "samples", "seed"}
     _tables.check_options(plugin.assign, name, options, given=given)
-    values = chosen.values
+    values, wants = chosen.values, getattr(plugin, "WANTS", "lognorm")
     found_layout = layout or _layout(chosen.coordinates)
     labels, probabilities, embedding, info = plugin.assign(
-        normalize.log1p_cp10k(values) if is_counts(values) else values,
+        normalize.log1p_cp10k(values) if is_counts(values) and wants != "counts" else values,
         coordinates=chosen.coordinates,
         n_domains=n_domains,
         image_features=None if image_features is None else _image_features(chosen, image_features),
