@@ -31,8 +31,8 @@ def windows(n: int, spec: encoders.EncoderSpec, seed: int = 0) -> np.ndarray:
 SMALL = {
     "tiny-uni": ("uni", {"dim": 32, "depth": 2, "heads": 4, "patch": 14, "layer_scale": True}, 32),
     "tiny-virchow2": ("virchow2", {"dim": 32, "depth": 2, "heads": 4, "patch": 14, "registers": 4, "gated": True}, 64),
-    "tiny-gigapath": ("gigapath", {"dim": 32, "depth": 2, "heads": 4, "patch": 16, "trained_px": 112}, 32),
-    "tiny-clip": ("clip", {"dim": 32, "depth": 2, "heads": 4, "patch": 32, "pre_norm": True, "projection": 8}, 8),
+    "tiny-gigapath": ("gigapath", {"dim": 32, "depth": 2, "heads": 4, "patch": 8, "trained_px": 112}, 32),
+    "tiny-clip": ("clip", {"dim": 32, "depth": 2, "heads": 4, "patch": 28, "pre_norm": True, "projection": 8}, 8),
     "tiny-resnet": ("resnet50-hest", {"depth": 18, "stages": 3}, 256),
 }
 """Hub encoders with their own input rule and pooling but a small random network."""
@@ -47,7 +47,7 @@ def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         patch.setattr(settings, "cache_dir", tmp_path_factory.mktemp("graphs"))
         if request.param in SMALL:
             base, arch, dim = SMALL[request.param]
-            small = dataclasses.replace(encoders.spec(base), name=request.param, arch=arch, dim=dim)
+            small = dataclasses.replace(encoders.spec(base), name=request.param, arch=arch, dim=dim, input_px=56)
             patch.setattr(build, "spec", lambda name: small)
             return encoders.load(request.param, device="cpu", random_weights_seed=3)
         encoder = encoders.load(request.param, device="cpu", n_threads=2)
@@ -67,10 +67,10 @@ def test_it_is_an_encoder(encoder: encoders.Encoder) -> None:
 
 
 def test_vectors(encoder: encoders.Encoder) -> None:
-    batch = windows(5, encoder.spec)
+    batch = windows(3, encoder.spec)
     kept = batch.copy()
     out = encoder(batch)
-    assert out.shape == (5, encoder.dim)
+    assert out.shape == (3, encoder.dim)
     assert out.dtype == np.float32
     assert np.isfinite(out).all()
     assert (batch == kept).all()
@@ -80,7 +80,8 @@ def test_vectors(encoder: encoders.Encoder) -> None:
 
 
 def test_the_same_bytes_whatever_the_batch(encoder: encoders.Encoder) -> None:
-    batch = windows(19, encoder.spec, seed=1)
+    # More than one chunk where torch runs in chunks; else images run one by one anyway.
+    batch = windows(11 if encoder.name in SMALL else 4, encoder.spec, seed=1)
     whole = encoder(batch)
     assert np.array_equal(encoder(batch), whole)
     assert np.array_equal(np.concatenate([encoder(batch[:2]), encoder(batch[2:])]), whole)
@@ -91,7 +92,7 @@ def test_the_same_bytes_whatever_the_batch(encoder: encoders.Encoder) -> None:
 def test_the_same_bytes_however_many_threads(encoder: encoders.Encoder) -> None:
     if encoder.name in SMALL or "+" in encoder.name:
         pytest.skip("torch keeps its own threads; members are tested on their own")
-    batch = windows(5, encoder.spec, seed=2)
+    batch = windows(3, encoder.spec, seed=2)
     alone = encoders.load(encoder.name, device="cpu", n_threads=1)
     assert np.array_equal(alone(batch), encoder(batch))
     assert alone.fingerprint() == encoder.fingerprint()
@@ -100,7 +101,9 @@ def test_the_same_bytes_however_many_threads(encoder: encoders.Encoder) -> None:
 def test_every_runtime_agrees(encoder: encoders.Encoder) -> None:
     if encoder.name in SMALL or "+" in encoder.name or encoder.spec.family == "colour":
         pytest.skip("runs in one runtime only")
-    batch = windows(2, encoder.spec, seed=3)
+    if encoder.name in ("lite0", "lite0-multi2", "lite0-multi224", "morphology2"):
+        pytest.skip("the same network as lite0-multi or morphology")
+    batch = windows(1, encoder.spec, seed=3)
     want, want_tokens = encoder(batch), encoder.tokens(batch)
     for runtime in ("torch", "openvino"):
         if runtime == "openvino":
@@ -115,9 +118,9 @@ def test_every_runtime_agrees(encoder: encoders.Encoder) -> None:
 
 
 def test_tokens(encoder: encoders.Encoder) -> None:
-    batch = windows(3, encoder.spec)
+    batch = windows(2, encoder.spec)
     out = encoder.tokens(batch)
-    assert out.shape == (3, *encoder.token_grid, encoder.token_dim)
+    assert out.shape == (2, *encoder.token_grid, encoder.token_dim)
     assert out.dtype == np.float32
     assert np.isfinite(out).all()
     assert np.array_equal(encoder.tokens(batch[1:2]), out[1:2])

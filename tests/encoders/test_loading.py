@@ -84,9 +84,10 @@ def test_unsafe_and_damaged_files(tiny: encoders.EncoderSpec, tmp_path: Path, mo
     (tmp_path / "bomb.pth").write_bytes(pickle.dumps(Bomb()))
     (tmp_path / "cut.safetensors").write_bytes(b"\x08\x00\x00")
     (tmp_path / "empty.bin").write_bytes(b"")
+    (tmp_path / "text.bin").write_bytes(b"junk\n")
     torch.save({"epoch": 3}, tmp_path / "other.pt")
     torch.save([torch.zeros(2)], tmp_path / "list.pt")
-    for name in ("bomb.pth", "cut.safetensors", "empty.bin", "other.pt", "list.pt"):
+    for name in ("bomb.pth", "cut.safetensors", "empty.bin", "text.bin", "other.pt", "list.pt"):
         with pytest.raises(FormatError, match=r"cannot be read|no state dict"):
             encoders.load("tiny", weights=tmp_path / name, device="cpu")
     assert not (tmp_path / "should-not-exist").exists()
@@ -185,6 +186,8 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "getproxies", dict)
     with pytest.raises(AccessError, match=r"no network .* --weights FILE"):
         encoders.load("phikon-v2", device="cpu")
+    with pytest.raises(AccessError, match=r"no network .* request access at .*UNI, then get .* --weights FILE"):
+        encoders.load("uni", device="cpu")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(AccessError, match="HF_HUB_OFFLINE is set"):
         encoders.load("phikon-v2", device="cpu")

@@ -88,10 +88,11 @@ def _require_network(spec: EncoderSpec) -> None:
 
 
 def _unreachable(spec: EncoderSpec, what: str) -> AccessError:
+    gated = f"request access at {spec.page}, then " if spec.gated else ""
     return AccessError(
         what,
         where=f"encoder {spec.name}",
-        fix=f"get {candidates(spec)[0] if spec.file_name else 'the weights'} from {spec.page} on a machine with "
+        fix=f"{gated}get {candidates(spec)[0] if spec.file_name else 'the weights'} from {spec.page} on a machine with "
         "network and give --weights FILE",
     )
 

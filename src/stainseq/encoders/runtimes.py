@@ -207,7 +207,7 @@ class TorchBackend:
             raise InputError("fp16 does not run on a CPU at any useful speed", where=f"encoder {spec.name}",
                              fix="precision='auto' (fp32 on a CPU)")  # fmt: skip
         self.device, self.runtime = device, f"torch-{precision}"
-        self.chunk = 16 if device == "cpu" else 64
+        self.chunk = 8 if device == "cpu" else 64
         types: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
         self._torch, self._autocast = torch, types[precision]
         modules = {m: Whole(net, mean=spec.mean, std=spec.std, mode=m) for m in MODES}
