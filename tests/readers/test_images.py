@@ -13,7 +13,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from stainseq.errors import FormatError, ScaleError
+from stainseq.errors import DependencyError, FormatError, ScaleError
 from stainseq.readers import _images
 from stainseq.readers._images import open_image, sampled
 
@@ -201,7 +201,8 @@ def test_a_damaged_tile_names_the_file(tmp_path: Path, rgb: np.ndarray) -> None:
 
 def test_not_an_image(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("spot,x,y\n")
-    with pytest.raises(FormatError, match=r"a\.txt"):
+    # Without openslide nobody can tell that it is no slide of some vendor either: the error says so.
+    with pytest.raises((FormatError, DependencyError), match=r"a\.txt"):
         open_image(tmp_path / "a.txt")
     with pytest.raises(FormatError, match="no such image"):
         open_image(tmp_path / "nothing.svs")
