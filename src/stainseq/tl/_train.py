@@ -12,10 +12,14 @@ import numpy as np
 
 from .. import keys
 from ..errors import InputError
+from . import _tables
 
 if TYPE_CHECKING:
     from ..core.splits import Fold
     from ..trainset import TrainSet
+
+_GIVEN = {"counts", "library", "coordinates", "slides", "groups", "folds", "weights", "seed"}
+"""What a head is given by `train`, and so no option of the user's."""
 
 
 def train(
@@ -91,13 +95,10 @@ def train(
     from .._progress import progress
 
     start = time.perf_counter()
-    target = Path(out)
-    if target.exists() and not overwrite:
-        from ..errors import StoreError
-
-        raise StoreError("there is something already", where=target, fix="choose another --out, or pass --overwrite")
+    target = model.writable(out, overwrite=overwrite)
     name = head or registry.default("heads")
     plugin = registry.load("heads", name)
+    _tables.check_options(plugin.fit, name, options or {}, given=_GIVEN)
     data = trainset.assemble(
         trainset.open_slides(slides),
         region=region,
