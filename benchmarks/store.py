@@ -183,9 +183,7 @@ def many(folder: Path) -> dict[str, Any]:
     n = 40_000_000
     seconds, slide = _points(folder, n)
     written = peak_gb()
-    window_s, table = timed(
-        lambda: store.read_points_window(slide, "transcripts", (5000, 5000, 5100, 5100)), repeat=3
-    )
+    window_s, table = timed(lambda: store.read_points_window(slide, "transcripts", (5000, 5000, 5100, 5100)), repeat=3)
     side = 1250
     row, col = np.divmod(np.arange(side * side), side)
     pitch = np.diag([8.0, 8.0, 1.0])
@@ -223,7 +221,14 @@ def grid(folder: Path) -> dict[str, Any]:
     before = peak_gb()
     seconds, _ = timed(
         lambda: regions.add_grid(
-            slide, "bins_002um", rows=row, cols=col, ids=names, shape=(side, side), transform=transform, step="bench",
+            slide,
+            "bins_002um",
+            rows=row,
+            cols=col,
+            ids=names,
+            shape=(side, side),
+            transform=transform,
+            step="bench",
             parameters={},
         )
     )
@@ -258,7 +263,10 @@ def grid_window(folder: Path) -> dict[str, Any]:
 def child(job: str, folder: Path) -> dict[str, Any]:
     """Run one job in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", __file__, "--job", job, str(folder)], capture_output=True, text=True, check=False
+        [sys.executable, "-W", "ignore", __file__, "--job", job, str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise SystemExit(done.stderr)

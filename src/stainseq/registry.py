@@ -13,7 +13,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
-from functools import lru_cache
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -73,12 +73,12 @@ def describe(kind: str) -> list[dict[str, Any]]:
     return rows
 
 
-@lru_cache(maxsize=None)
+@cache
 def _table(kind: str) -> dict[str, dict[str, Any]]:
     if kind not in KINDS:
         raise MissingError(f"no plug-ins of kind {kind!r}", fix=f"one of: {', '.join(KINDS)}")
     if kind == "encoders":
-        from .encoders import spec_names, default_name
+        from .encoders import default_name, spec_names
 
         return {n: {"module": "", "default": n == default_name()} for n in (*spec_names(), default_name())}
     table = {}
@@ -87,8 +87,13 @@ def _table(kind: str) -> dict[str, dict[str, Any]]:
             name = path.stem.replace("_", "-")
             table[name] = {"module": f"stainseq.{kind}.{path.stem}", **_constants(path)}
     for point in entry_points(group=f"stainseq.{kind}"):
-        table[point.name] = {"module": point.value, "needs": (), "default": False, "priority": 0,
-                             "summary": f"from {point.value}"}
+        table[point.name] = {
+            "module": point.value,
+            "needs": (),
+            "default": False,
+            "priority": 0,
+            "summary": f"from {point.value}",
+        }
     return table
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,9 @@ def fingerprint_file(path: str | os.PathLike[str]) -> str:
     return h.hexdigest()
 
 
-def stamp(step: str, *, parameters: dict[str, Any], inputs: dict[str, str] | None = None, **more: Any) -> dict[str, Any]:
+def stamp(
+    step: str, *, parameters: dict[str, Any], inputs: dict[str, str] | None = None, **more: Any
+) -> dict[str, Any]:
     """What every element that we write carries.
 
     Parameters
@@ -80,6 +82,6 @@ def stamp(step: str, *, parameters: dict[str, Any], inputs: dict[str, str] | Non
         "step": step,
         "parameters": json.loads(canonical(parameters)),
         "inputs": dict(inputs or {}),
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
         **json.loads(canonical(more)),
     }

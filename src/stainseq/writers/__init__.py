@@ -1,1 +1,1 @@
-
+"""Writers to foreign formats, one file each."""
