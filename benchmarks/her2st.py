@@ -38,6 +38,7 @@ WORDS = {
 }
 SINGLE = tuple(WORDS)
 TESTS = ("C2", "C3", "C4", "B4")
+PARTS = {"C": TESTS[:3], "B4": TESTS[3:]}
 CONTEXT = {"context_k": 8}  # the first ring of a square array
 HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "gene mean": ("mean", {}),
@@ -181,6 +182,11 @@ def choose_default(table: dict[str, dict[str, dict[str, float]]], cost: dict[str
     return {"best": best, "default": chosen, "default_by_unpaired_rule": loose, "candidates": rows}
 
 
+def several_seeds(name: str) -> bool:
+    """A single network depends on its seed."""
+    return "one network" in name
+
+
 def head_scores(tasks: dict[str, Task], X: dict[str, np.ndarray], seeds: int) -> dict[str, dict[str, float]]:
     out: dict[str, dict[str, float]] = {}
     seconds: dict[str, list[float]] = {}
@@ -191,7 +197,7 @@ def head_scores(tasks: dict[str, Task], X: dict[str, np.ndarray], seeds: int) ->
             task.predictions[name] = run(task, X, head, options)
             seconds.setdefault(name, []).append(time.perf_counter() - start)
             out[name][test] = task.pearson(name)
-            if "one network" in name:  # a single network depends on its seed: the mean of several is reported
+            if several_seeds(name):
                 guesses = [run(task, X, head, options, seed=s) for s in range(1, seeds)]
                 more = [np.nan_to_num(metrics.pearson(task.T, p)).mean() for p in guesses]
                 out[name][test] = float(np.mean([out[name][test], *more]))
@@ -218,6 +224,21 @@ def paired(tasks: dict[str, Task], first: str, second: str, tests: tuple[str, ..
         slides=number,
         folds=number,
     )
+
+
+def interval(tasks: dict[str, Task], name: str, tests: tuple[str, ...]) -> list[float | None]:
+    """Interval of the mean Pearson over blocks of tissue."""
+    used = [tasks[t] for t in tests]
+    number = np.repeat(np.arange(len(used)), [len(t.T) for t in used])
+    return scores.score(
+        np.concatenate([t.T for t in used]),
+        np.concatenate([t.predictions[name] for t in used]),
+        genes=[str(j) for j in range(used[0].T.shape[1])],
+        coordinates=np.concatenate([t.test.coordinates for t in used]),
+        slides=number,
+        folds=number,
+        ssim=False,
+    )["summary"]["interval"]
 
 
 def step(table: dict[str, dict[str, float]], first: str, second: str) -> dict[str, float]:
@@ -291,9 +312,14 @@ def _ratios(result: dict[str, Any]) -> list[str]:
 
 def _heads(result: dict[str, Any]) -> list[str]:
     lines = ["", f"### Heads, on `{result['choice']['default']}`"]
-    lines += header("head", "C2", "C3", "C4", "mean of C", "C to B4")
+    lines += header("head", "C2", "C3", "C4", "mean of C (95 % interval)", "C to B4 (95 % interval)")
     for name, r in result["heads"].items():
-        lines.append(f"| {name} | {r['C2']:.3f} | {r['C3']:.3f} | {r['C4']:.3f} | {mean_c(r):.3f} | {r['B4']:.3f} |")
+        # The interval is that of one seed: where the mean of several is shown, it would be another thing's.
+        spans = result["intervals"][name] if not several_seeds(name) else {}
+        c, b = (f" ({spans[p][0]:.3f} to {spans[p][1]:.3f})" if spans and name != "gene mean" else "" for p in PARTS)
+        lines.append(
+            f"| {name} | {r['C2']:.3f} | {r['C3']:.3f} | {r['C4']:.3f} | {mean_c(r):.3f}{c} | {r['B4']:.3f}{b} |"
+        )
     return lines
 
 
@@ -301,8 +327,8 @@ def _steps(result: dict[str, Any]) -> list[str]:
     lines = ["", "### What each step added"]
     lines += header("step", "gain on C ± standard error over sections", "95 % interval over blocks", "on B4")
     for label, s in result["steps"].items():
-        low, high = s["interval"]
-        lines.append(f"| {label} | {s['gain']:+.3f} ± {s['error']:.3f} | {low:+.3f} to {high:+.3f} | {s['B4']:+.3f} |")
+        span = f"{s['interval'][0]:+.3f} to {s['interval'][1]:+.3f}" if s["interval"] else ""
+        lines.append(f"| {label} | {s['gain']:+.3f} ± {s['error']:.3f} | {span} | {s['B4']:+.3f} |")
     return lines
 
 
@@ -348,10 +374,14 @@ def main() -> None:
         "choice": choice,
         "oracle": {n: t.oracle for n, t in tasks.items()},
         "ceiling": {n: t.ceiling for n, t in tasks.items()},
-        "ratios": {k: {"C": paired(tasks, *v, TESTS[:3]), "B4": paired(tasks, *v, ("B4",))} for k, v in ratios.items()},
+        "ratios": {k: {p: paired(tasks, *v, t) for p, t in PARTS.items()} for k, v in ratios.items()},
         "heads": heads,
+        "intervals": {n: {p: interval(tasks, n, t) for p, t in PARTS.items()} for n in (*HEADS, MIXED)},
         "steps": {
-            k: {**step(heads, a, b), "interval": paired(tasks, a, b, TESTS[:3])["difference_interval"]}
+            k: {
+                **step(heads, a, b),
+                "interval": None if several_seeds(b) else paired(tasks, a, b, PARTS["C"])["difference_interval"],
+            }
             for k, a, b in STEPS
         },
     }

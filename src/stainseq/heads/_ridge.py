@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.linalg import eigh
+from scipy.linalg.blas import ssyrk
 
 from ._denoise import Plain, Variant
 from ._features import BLOCK_ROWS, Scaler, blocks, fit_scaler
@@ -135,20 +136,22 @@ class Primal:
     def _sums(self, X: np.ndarray, Y: np.ndarray, weights: np.ndarray, rows: np.ndarray) -> Sums:
         d, g = X.shape[1], Y.shape[1]
         n, x, y, yy = 0.0, np.zeros(d), np.zeros(g), np.zeros(g)
-        xx, xy = np.zeros((d, d)), np.zeros((d, g))
+        xx, xy = np.zeros((d, d), order="F"), np.zeros((d, g))
         for part in blocks(len(rows), BLOCK_ROWS):
             take = rows[part]
             w = weights[take]
-            root = np.sqrt(w).astype(np.float32)[:, None]
-            z = self.scaler(X[take]) * root
-            t = (Y[take] - self.shift) * root
+            z, t = self.scaler(X[take]), Y[take] - self.shift
+            root = np.sqrt(w).astype(np.float32)
+            if (w != 1).any():
+                z *= root[:, None]
+                t *= root[:, None]
             n += w.sum()
-            x += root[:, 0] @ z
-            y += root[:, 0] @ t
-            xx += z.T @ z
+            x += root @ z
+            y += root @ t
+            xx += ssyrk(1.0, z.T)  # one triangle: half the work
             xy += z.T @ t
-            yy += (t * t).sum(axis=0, dtype=np.float64)
-        return Sums(n, x, y, xx, xy, yy)
+            yy += np.einsum("ij,ij->j", t, t)
+        return Sums(n, x, y, _mirror(xx), xy, yy)
 
     def path(self, alphas: np.ndarray) -> Path:
         """Scores of every setting on every fold, trained on the others."""
@@ -197,6 +200,15 @@ def _chosen(
     return out, centre
 
 
+def _mirror(upper: np.ndarray) -> np.ndarray:
+    """Fill the lower triangle, in place."""
+    for part in blocks(len(upper), 256):
+        upper[part.stop :, part] = upper[part, part.stop :].T
+        own = upper[part, part]
+        own += np.triu(own, 1).T
+    return upper
+
+
 class _Basis:
     """Eigenvectors of the training features' correlation sums, and the targets seen from them."""
 
@@ -218,30 +230,31 @@ class _Validation:
     def __init__(self, basis: _Basis, s: Sums) -> None:
         self.basis, self.s = basis, s
         self.dtype = np.float32 if len(basis.gain) >= _SINGLE_FROM else np.float64
-        gain, mx = basis.gain, basis.x
-        xx = s.xx - np.outer(s.x, mx) - np.outer(mx, s.x) + s.n * np.outer(mx, mx)
-        xx *= gain[:, None]
-        xx *= gain
-        self.vectors = basis.vectors.astype(self.dtype)
-        self.square = self.vectors.T @ xx.astype(self.dtype) @ self.vectors
-        self.sums = (basis.vectors.T @ (gain * (s.x - s.n * mx))).astype(self.dtype)
+        scaled = basis.gain[:, None] * basis.vectors
+        # The fold's rows less the training mean, seen from the eigenvectors: x - m has sums of squares
+        # xx - x m' - m x' + n m m', and its projections are those of x and m.
+        x, m = scaled.T @ s.x, scaled.T @ basis.x
+        self.sums = x - s.n * m
+        self.scaled = scaled.astype(self.dtype)
+        self.square = self.scaled.T @ s.xx.astype(self.dtype) @ self.scaled
+        self.square -= np.outer(self.sums, m).astype(self.dtype)
+        self.square -= np.outer(m, x).astype(self.dtype)
 
     def score(self, products: np.ndarray, my: np.ndarray, alphas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """[penalties, genes] errors and correlations of models with these products and target means."""
         s, mx, genes = self.s, self.basis.x, slice(0, len(my))
         sy = s.y[genes]
-        xy = s.xy[:, genes] - np.outer(s.x, my) - np.outer(mx, sy) + s.n * np.outer(mx, my)
-        cross = self.vectors.T @ (self.basis.gain[:, None] * xy).astype(self.dtype)
+        xy = s.xy[:, genes] - np.outer(s.x - s.n * mx, my) - np.outer(mx, sy)
+        cross = self.scaled.T @ xy.astype(self.dtype)
         y, yy = sy - s.n * my, s.yy[genes] - 2 * my * sy + s.n * my * my
+        shrink = 1 / (self.basis.values + np.asarray(alphas)[:, None])
+        # What is linear in the coefficients comes for all penalties at once.
+        yp, p = shrink @ (products * cross), (shrink * self.sums) @ products
         products, out = products.astype(self.dtype), []
-        for penalty in alphas:
-            z = products * (1 / (self.basis.values + penalty)).astype(self.dtype)[:, None]
-            pz = self.square @ z
-            pz *= z
-            pp = pz.sum(axis=0, dtype=np.float64)
-            np.multiply(z, cross, out=pz)
-            yp = pz.sum(axis=0, dtype=np.float64)
-            out.append(_from_sums(s.n, self.sums @ z, y, np.maximum(pp, 0), yy, yp))
+        for i, row in enumerate(shrink.astype(self.dtype)):
+            z = products * row[:, None]
+            pp = np.einsum("ij,ij->j", z, self.square @ z)
+            out.append(_from_sums(s.n, p[i], y, np.maximum(pp, 0).astype(np.float64), yy, yp[i]))
         sse, r = zip(*out, strict=True)
         return np.stack(sse), np.stack(r)
 
