@@ -211,9 +211,13 @@ def _refine(uy, ones, values, grid, start):  # type: ignore[no-untyped-def]  # p
 
 
 def constant_likelihood(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Log-likelihood of the model without place, [g]; the variance with n - 1, as the original has it."""
+    """Log-likelihood of the model without place, [g]; the variance with n - 1, as the original has it.
+
+    NaN for genes that do not vary beyond rounding.
+    """
     n = values.shape[1]
     variance = values.var(axis=1, ddof=1)
+    variance[variance <= (1e-12 * np.abs(values).max(axis=1)) ** 2] = np.nan
     with np.errstate(divide="ignore"):
         return -0.5 * (n * np.log(variance) + (n - 1) + n * math.log(2 * math.pi))
 

@@ -68,6 +68,17 @@ class Sample:
         self.coordinates = np.ascontiguousarray(coordinates[self._order])
         if (self.coordinates == self.coordinates[0]).all():
             raise InputError("all rows are at one place", where="coordinates", fix="give spatial coordinates")
+        if (self.coordinates[1:] == self.coordinates[:-1]).all(axis=1).any():
+            self._order = self._order[np.lexsort((self._signature(), *self.coordinates.T))]
+
+    def _signature(self, width: int = 1024) -> NDArray[np.float64]:
+        """A number per row from its counts, to order rows at one place by what they hold."""
+        mark = np.random.default_rng(0).random(len(self.genes))
+        total = np.zeros(len(self.coordinates))
+        for start in range(0, len(self.genes), width):
+            stop = min(start + width, len(self.genes))
+            total += self.block(start, stop) @ mark[start:stop]
+        return total
 
     @property
     def shape(self) -> tuple[int, int]:
