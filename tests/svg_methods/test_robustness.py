@@ -86,8 +86,9 @@ def test_genes_without_counts_are_not_tested(small, method: str) -> None:
     assert np.isnan(table["pval"][3])
     assert np.isnan(table["log10_pval"][3])
     assert (table["pval"].notna() == (small.counts.sum(axis=0) > 0)).all()
+    # 140 of 700 are planted, faint on 120 places: the top is to hold more of them than chance would put there.
     planted = np.arange(700) % 5 == 0
-    assert planted[table["log10_pval"].nsmallest(10).index].mean() > 0.6
+    assert planted[table["log10_pval"].nsmallest(40).index].mean() > 0.35
 
 
 @pytest.mark.parametrize("method", list(METHODS))
