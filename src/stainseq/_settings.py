@@ -48,8 +48,13 @@ class Settings:
     """
 
     cache_dir: Path = field(default_factory=_cache_dir)
-    n_jobs: int = field(default_factory=lambda: _env("n_jobs", len(os.sched_getaffinity(0)), int)
-                        if hasattr(os, "sched_getaffinity") else _env("n_jobs", os.cpu_count() or 1, int))
+    n_jobs: int = field(
+        default_factory=lambda: (
+            _env("n_jobs", len(os.sched_getaffinity(0)), int)
+            if hasattr(os, "sched_getaffinity")
+            else _env("n_jobs", os.cpu_count() or 1, int)
+        )
+    )
     device: str = field(default_factory=lambda: _env("device", "auto"))
     progress: bool = field(default_factory=lambda: _env("progress", True, bool))
     verbosity: int = field(default_factory=lambda: _env("verbosity", 2, int))

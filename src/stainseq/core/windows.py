@@ -47,9 +47,7 @@ def bounds(centre: np.ndarray, size_px: int, step: float) -> tuple[int, int, int
     return int(y0), int(y1), int(x0), int(x1)
 
 
-def resample(
-    block: np.ndarray, origin: tuple[int, int], centre: np.ndarray, size_px: int, step: float
-) -> np.ndarray:
+def resample(block: np.ndarray, origin: tuple[int, int], centre: np.ndarray, size_px: int, step: float) -> np.ndarray:
     """Resample one window to sub-pixel accuracy.
 
     Finer or equal targets are interpolated bilinearly. Coarser targets (up to the factor of two between pyramid

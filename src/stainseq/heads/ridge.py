@@ -15,7 +15,8 @@ from ._state import State, config, pack
 
 DEFAULT = True
 SEPARABLE = True
-"""With `denoise="lowrank"` genes help each other, and a part of them gives other predictions."""
+TOGETHER = {"denoise": "lowrank"}
+"""Options with which genes are not fitted apart: a part of the genes has other principal directions than all."""
 
 ALPHAS = tuple(float(a) for a in np.logspace(0, 7, 22))
 """Three penalties per decade. For standardised features the best one is about (features) x (noise / signal) and does

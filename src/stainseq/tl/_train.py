@@ -183,6 +183,11 @@ class Fitting:
 
         return self._fit(registry.load("heads", "ridge"), self.data.colour, rows, genes, {})
 
+    def _separable(self) -> bool:
+        """Whether a gene's fit does not depend on which others are fitted with it, under the options at hand."""
+        together = getattr(self.plugin, "TOGETHER", {})
+        return getattr(self.plugin, "SEPARABLE", False) and all(self.options.get(k) != v for k, v in together.items())
+
     def _fit(self, plugin: Any, X: np.ndarray, rows: np.ndarray, genes: np.ndarray, options: dict[str, Any]) -> Any:
         data = self.data
         groups = data.patient if len(np.unique(data.patient[rows])) > 1 else data.slide
@@ -215,7 +220,7 @@ class Fitting:
         if np.array_equal(wanted, kept):
             columns, state = np.arange(len(wanted)), self.head(fold.train, wanted)
             scored = state
-        elif getattr(self.plugin, "SEPARABLE", False):
+        elif self._separable():
             both = np.union1d(wanted, kept)
             columns, scored = np.searchsorted(both, wanted), self.head(fold.train, both)
             state = self.head(fold.train, kept)
