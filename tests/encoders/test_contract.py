@@ -32,7 +32,7 @@ SMALL = {
     "tiny-uni": ("uni", {"dim": 32, "depth": 2, "heads": 4, "patch": 14, "layer_scale": True}, 32),
     "tiny-virchow2": ("virchow2", {"dim": 32, "depth": 2, "heads": 4, "patch": 14, "registers": 4, "gated": True}, 64),
     "tiny-gigapath": ("gigapath", {"dim": 32, "depth": 2, "heads": 4, "patch": 8, "trained_px": 112}, 32),
-    "tiny-clip": ("clip", {"dim": 32, "depth": 2, "heads": 4, "patch": 28, "pre_norm": True, "projection": 8}, 8),
+    "tiny-clip": ("clip", {"dim": 32, "depth": 2, "heads": 4, "patch": 14, "pre_norm": True, "projection": 8}, 8),
     "tiny-resnet": ("resnet50-hest", {"depth": 18, "stages": 3}, 256),
 }
 """Hub encoders with their own input rule and pooling but a small random network."""

@@ -139,6 +139,10 @@ def test_names_can_be_joined() -> None:
     assert s.licence == "Apache-2.0 and MIT and BSD-3-Clause"
     assert s.commercial is True
     assert encoders.spec("uni+shell").commercial is False
+    assert description.needs(encoders.spec("shell+uni+uni2-h")) == [
+        *description.needs(encoders.spec("uni")),
+        *[n for n in description.needs(encoders.spec("uni2-h")) if n not in description.needs(encoders.spec("uni"))],
+    ]
     for wrong in ("shell+", "+shell", "shell+shell"):
         with pytest.raises(InputError, match="empty or repeated"):
             encoders.spec(wrong)

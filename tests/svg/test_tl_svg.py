@@ -151,3 +151,15 @@ def test_agrees_with_published_moran_of_the_olfactory_bulb(data_dir):
     assert both["I_published"].corr(both["I"]) > 0.85
     top = set(both.nlargest(100, "I_published").index)
     assert len(top & set(both.nsmallest(100, "rank").index)) >= 75
+
+
+@pytest.mark.parametrize("output", ["out", "csv"])
+@pytest.mark.parametrize("name", ["mine.h5ad", "link.h5ad"])
+def test_the_source_is_never_overwritten(table, tmp_path, output, name):
+    table.write_h5ad(tmp_path / "mine.h5ad")
+    (tmp_path / "link.h5ad").symlink_to(tmp_path / "mine.h5ad")
+    before = (tmp_path / "mine.h5ad").read_bytes()
+    for method in (ss.tl.svg, lambda data, **k: ss.tl.domains(data, n_domains=3, **k)):
+        with pytest.raises(InputError, match="replace the file they come from"):
+            method(tmp_path / "mine.h5ad", **{output: tmp_path / name})
+    assert (tmp_path / "mine.h5ad").read_bytes() == before

@@ -238,11 +238,16 @@ def parse(name: str, facts: dict[str, Any], *, where: object = None) -> EncoderS
         raise FormatError(f"incomplete encoder description ({e})", where=where) from e
 
 
+_spec = spec  # `needs` has a parameter of that name.
+
 _EXTRAS = {"timm": "timm", "transformers": "transformers", "open_clip": "open-clip"}
 
 
 def needs(spec: EncoderSpec) -> list[str]:
     """What is missing here before the encoder can run: packages, then weights."""
+    names = members_of(spec.name)
+    if len(names) > 1:
+        return list(dict.fromkeys(n for name in names for n in needs(_spec(name))))
     if spec.loader in ("builtin", "shipped"):
         return []
     missing = []

@@ -92,6 +92,7 @@ def domains(
     from ..core.values import is_counts
     from . import _tables
 
+    _tables.keep_source(data, out, csv)
     chosen = _tables.expression(data, region=region, table_key=table_key, layer=layer, sample=sample)
     name = method or registry.default("domains")
     plugin, key = registry.load("domains", name), key or name

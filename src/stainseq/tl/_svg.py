@@ -89,6 +89,7 @@ def svg(
     from ..core.values import is_counts
     from . import _tables
 
+    _tables.keep_source(data, out, csv)
     chosen = _tables.expression(data, region=region, table_key=table_key, layer=layer, sample=sample)
     if not 0 < fdr <= 1 or n_svg < 0:
         raise InputError(f"fdr {fdr} or n_svg {n_svg} is out of range", fix="give 0 < fdr <= 1 and n_svg >= 0")

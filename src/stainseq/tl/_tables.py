@@ -206,6 +206,28 @@ def check_options(function: Callable[..., Any], name: str, options: dict[str, An
         raise InputError(f"{name} has no option {', '.join(wrong)}", fix=f"its options: {', '.join(known) or 'none'}")
 
 
+def keep_source(data: Any, *outputs: str | os.PathLike[str] | None) -> None:
+    """Refuse to write results over the file that they are computed from: a user's own file is never changed.
+
+    Parameters
+    ----------
+    data
+        What the user gave; only paths are looked at.
+    outputs
+        Where results shall go; None is nowhere.
+
+    Raises
+    ------
+    InputError
+        An output is the source itself, also by another name (a link, a relative path).
+    """
+    if not isinstance(data, (str, os.PathLike)) or not Path(data).exists():
+        return
+    for out in outputs:
+        if out is not None and Path(out).exists() and os.path.samefile(data, out):
+            raise InputError("results would replace the file they come from", where=out, fix="name another file")
+
+
 def write_csv(frame: DataFrame, path: str | os.PathLike[str]) -> None:
     """Write a table; the file appears under its name only when it is complete."""
     write_file(path, lambda staged: frame.to_csv(staged, index=False))
