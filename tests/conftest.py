@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,11 @@ def _data_dir() -> Path | None:
     named = os.environ.get("STAINSEQ_DATA")
     path = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
     return path if path.is_dir() else None
+
+
+# A runner in the background starts its children with SIGINT ignored; tests of Ctrl-C, and the processes that they
+# start, need the default back.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
