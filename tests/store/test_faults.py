@@ -164,8 +164,15 @@ def test_ctrl_c_while_an_image_streams(stored, interrupt):
         return np.zeros((3, 512, 512), dtype=np.uint8)
 
     lazy = da.map_blocks(block, chunks=((3,), (512,) * 6, (512,) * 6), dtype=np.uint8)
-    with pytest.raises(KeyboardInterrupt):
-        store.write_element(stored, "he", image(lazy), step="x", parameters={})
+    # Python drops an interrupt that lands inside a finaliser; then the write is done, and the next try is interrupted.
+    for _ in range(5):
+        try:
+            store.write_element(stored, "he", image(lazy), step="x", parameters={})
+        except KeyboardInterrupt:
+            break
+        before = fingerprints(stored)
+    else:
+        pytest.fail("no interrupt ever came through")
     unchanged(stored.path, before)
 
 
