@@ -50,7 +50,7 @@ def assign(
         component takes the place of that number.
     samples
         [n] sample of each row. Each sample has its own length scale and no edges to others; components and clusters
-        are joint.
+        are joint, after each sample's mean has been taken from its components (SpaGCN has no such correction).
     seed
         Of the initial weights.
     p
@@ -85,6 +85,8 @@ def assign(
         return at.finish(np.zeros(n, dtype=np.int64), np.ones((n, 1)), None, {"found": 1})
     with one_thread():
         scores = pca(at.X, n_components, seed=seed).scores
+        for rows in graphs.by_sample(at.samples, len(scores)):
+            scores[rows] -= scores[rows].mean(axis=0)
         ax, lengths, nnz = smooth(scores, at, p=p, alpha=alpha)
         weights = _dec.initial_weights(ax.shape[1], seed)
         search = _Search(ax, weights, n_neighbors=n_neighbors, lr=lr, tol=tol, seed=seed)

@@ -10,17 +10,19 @@ _WHERE = {
     "domains": "_domains",
     "evaluate": "_evaluate",
     "get_markers": "_markers",
+    "integrate": "_integrate",
     "markers": "_markers",
     "metagene": "_markers",
     "predict": "_predict",
     "svg": "_svg",
     "train": "_train",
 }
-__all__ = ["domains", "evaluate", "get_markers", "markers", "metagene", "predict", "svg", "train"]
+__all__ = ["domains", "evaluate", "get_markers", "integrate", "markers", "metagene", "predict", "svg", "train"]
 
 if TYPE_CHECKING:
     from ._domains import domains
     from ._evaluate import evaluate
+    from ._integrate import integrate
     from ._markers import get_markers, markers, metagene
     from ._predict import predict
     from ._svg import svg
