@@ -265,6 +265,13 @@ def test_a_truncated_picture_names_its_file(tmp_path: Path, make: ModuleType) ->
         ss.io.read(tmp_path)
 
 
+def test_an_empty_picture_is_not_passed_over(tmp_path: Path, make: ModuleType) -> None:
+    make.st(tmp_path)
+    (tmp_path / "S1_HE.jpg").write_bytes(b"")
+    with pytest.raises(FormatError, match=r"an empty file.*S1_HE\.jpg"):
+        ss.io.read(tmp_path)
+
+
 def test_files_that_lie_elsewhere(tmp_path: Path, make: ModuleType) -> None:
     truth = make.st(tmp_path / "a")
     for name in ("S1_HE.jpg", "S1_selection.tsv"):

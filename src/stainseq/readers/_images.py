@@ -96,6 +96,11 @@ def is_image(path: Path) -> bool:
     return path.is_file() and kind_of(path) is not None
 
 
+def named_as_image(path: Path) -> bool:
+    """Whether a file at least claims to be a picture: an empty or damaged one is reported, not passed over."""
+    return path.is_file() and path.suffix.lower() in (".jpg", ".jpeg", ".png", ".tif", ".tiff")
+
+
 def open_image(path: str | Path, *, backend: str | None = None) -> Picture:
     """Open a picture lazily as RGB uint8.
 

@@ -176,10 +176,10 @@ def _belongs(path: Path, name: str) -> bool:
 
 
 def _pictures(files: list[Path]) -> list[Path]:
-    from ._images import is_image
+    from ._images import is_image, named_as_image
 
-    found = [p for p in files if not _TABLE.search(p.name) and is_image(p)]
-    return sorted(found, key=lambda p: ("he" not in re.split(r"[._-]", p.name.lower()), p.name))
+    found = [p for p in files if not _TABLE.search(p.name) and (is_image(p) or named_as_image(p))]
+    return sorted(found, key=lambda p: (not is_image(p), "he" not in re.split(r"[._-]", p.name.lower()), p.name))
 
 
 def _role(path: Path) -> str | None:

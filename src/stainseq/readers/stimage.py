@@ -210,7 +210,7 @@ def _sibling(coord: Path, name: str, folder: str, endings: tuple[str, ...]) -> P
 
 
 def _one(path: Path, slide: str | None, image: str | Path | None) -> _Slide:
-    from ._images import is_image
+    from ._images import is_image, named_as_image
 
     folder, name = _folder_and_name(path)
     tables = _coord_tables(folder, name)
@@ -233,7 +233,7 @@ def _one(path: Path, slide: str | None, image: str | Path | None) -> _Slide:
     home = coord.parent.parent if coord.parent.name == "coord" else coord.parent
     pictures = home / "image" if coord.parent.name == "coord" else home
     options = sorted(pictures.glob(f"{_escaped(name)}.*")) if pictures.is_dir() else []
-    found = next((p for p in options if is_image(p)), None)
+    found = next((p for p in options if is_image(p)), next((p for p in options if named_as_image(p)), None))
     if image is not None:
         found = None if str(image).lower() == "none" else Path(image)
     annotations = [root / f"{name}_anno.csv" for root in (home.parent / "annotation", home / "annotation", home)]
