@@ -163,6 +163,14 @@ def read_box(image: LevelStack, box_um: tuple[float, float, float, float], *, mp
     return cv2.resize(block, size, interpolation=cv2.INTER_AREA if factor > down else cv2.INTER_LINEAR)
 
 
+def extent_um(image: LevelStack) -> tuple[float, float, float, float]:
+    """Smallest upright box (min_x, min_y, max_x, max_y) in microns that holds the whole image."""
+    height, width = image.shape
+    corners = np.array([[0, 0, 1], [width, height, 1], [0, height, 1], [width, 0, 1]]) @ image.to_um.T
+    (x0, y0), (x1, y1) = corners[:, :2].min(0), corners[:, :2].max(0)
+    return float(x0), float(y0), float(x1), float(y1)
+
+
 def thumbnail(sdata: SpatialData, *, key: str = keys.HE, max_px: int = 1500) -> tuple[np.ndarray, float]:
     """The whole slide, small.
 

@@ -6,13 +6,14 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ._image import get_image
 from ._info import info
 from ._read import convert, read, sniff
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-__all__ = ["convert", "info", "open", "read", "sniff", "write"]
+__all__ = ["convert", "get_image", "info", "open", "read", "sniff", "write"]
 
 
 def open(path: str | os.PathLike[str]) -> SpatialData:

@@ -209,15 +209,9 @@ def view(found: Marks | None, crop_um: Box | None, image: Any) -> Box:
         return float(low[0]), float(low[1]), float(high[0]), float(high[1])
     if image is None:
         raise MissingError("nothing to draw", fix="name a region or an image that is there")
-    return image_box(image)
+    from .. import image as images
 
-
-def image_box(image: Any) -> Box:
-    """The whole image, um."""
-    height, width = image.shape
-    corners = np.array([[0, 0, 1], [width, height, 1], [0, height, 1], [width, 0, 1]]) @ image.to_um.T
-    low, high = corners[:, :2].min(0), corners[:, :2].max(0)
-    return float(low[0]), float(low[1]), float(high[0]), float(high[1])
+    return images.extent_um(image)
 
 
 def open_image(data: Any, image_key: Any) -> Any:

@@ -170,8 +170,10 @@ class Page:
 
     def _crop(self, region: str) -> Any:
         """What the maps show, so that the picture beside them shows the same."""
+        from .. import image as images
+
         if self.main is None:
-            return _find.image_box(self.image)
+            return images.extent_um(self.image)
         return _find.view(_find.marks(self.sdata, self.main[0], region), None, self.image)
 
     def pairs(self) -> dict[str, Any] | None:
