@@ -60,3 +60,13 @@ def test_json_holds_plain_values_only(tmp_path):
     _files.write_json(tmp_path / "a.json", value)
     found = json.loads((tmp_path / "a.json").read_text())
     assert found == {"a": 0.5, "b": [None, None, 3], "1": [0, 1, 2], "p": str(tmp_path), "s": [1, 2]}
+
+
+def test_outputs_are_checked_before_the_work(tmp_path):
+    _files.check_output(None, tmp_path / "new.csv", "/dev/stdout")
+    with pytest.raises(StoreError, match="no such folder"):
+        _files.check_output(tmp_path / "nowhere" / "x.csv")
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(StoreError, match="this is a folder"):
+        _files.check_output(tmp_path / "folder.csv")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder.csv"]

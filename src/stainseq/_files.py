@@ -24,6 +24,33 @@ REASONS = {
 """What the system refuses, in words: what is wrong, how to fix it."""
 
 
+def check_output(*paths: str | os.PathLike[str] | None) -> None:
+    """Refuse before long work what could not be written after it. Nothing is made.
+
+    Parameters
+    ----------
+    paths
+        Files that shall be written; None is nowhere, devices such as /dev/stdout are let pass.
+
+    Raises
+    ------
+    StoreError
+        Its folder is not there, or may not be written to; a folder has that name.
+    """
+    for path in (Path(p) for p in paths if p is not None):
+        if path.is_relative_to("/dev") or path.is_relative_to("/proc"):
+            continue
+        if path.is_dir():
+            what, fix = REASONS[errno.EISDIR]
+            raise StoreError(what, where=path, fix=fix)
+        if not path.parent.is_dir():
+            raise StoreError("there is no such folder", where=path.parent, fix="make it first, or correct the path")
+        target = path if path.exists() else path.parent
+        if not os.access(target, os.W_OK) or not os.access(path.parent, os.W_OK):
+            what, fix = REASONS[errno.EACCES]
+            raise StoreError(what, where=path, fix=fix)
+
+
 def write_file(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> Path:
     """Write a file beside its place and move it there; devices such as /dev/stdout are written directly.
 
