@@ -43,6 +43,35 @@ def test_rank_sums_equal_scipy(form, negative):
     )
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+def test_many_comparisons_at_once_equal_one_by_one(dtype):
+    X, _ = table(300, 20, seed=5, negative=dtype is not np.int64)
+    rng = np.random.default_rng(2)
+    X = (X if dtype is np.int64 else X * rng.choice([0.5, 1.0, 1.25], X.shape)).astype(dtype)
+    labels = rng.integers(-1, 5, 300)
+    against = {0: [1, 2], 3: [0, 1, 2, 4], 1: [0], 4: [3]}
+    together = de.compare_all(sparse.csr_array(X), labels, against)
+    for (label, others), found in zip(against.items(), together, strict=True):
+        rows = np.isin(labels, [label, *others])
+        for a, b in zip(found, de.compare(X[rows], labels[rows] == label), strict=True):
+            np.testing.assert_array_equal(a, b)
+    shuffle = rng.permutation(300)
+    for a, b in zip(together, de.compare_all(X[shuffle], labels[shuffle], against), strict=True):
+        for x, y in zip(a, b, strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+def test_refusals():
+    X, group = table()
+    with pytest.raises(InputError, match="labels of shape"):
+        de.compare(X, group[:-1])
+    with pytest.raises(InputError, match="0 of 80 rows are in the group"):
+        de.compare(X, np.zeros(80, bool))
+    X[3, 3] = np.nan
+    with pytest.raises(InputError, match="NaN or infinite"):
+        de.compare(X, group)
+
+
 def test_stored_zeros_are_zeros():
     X, group = table()
     stored = sparse.csc_array(X)
@@ -106,12 +135,41 @@ def test_surroundings_equal_brute_force(planted):
 
 def test_no_radius_and_no_neighbour_are_said_clearly(planted):
     xy, layer = planted.coordinates, planted.layer
-    with pytest.raises(InputError, match="no radius from"):
-        de.surroundings(xy, layer, 0, between=(1.0, 2.0))
+    with pytest.raises(InputError, match="no radius has 10 to 14 rows"):
+        de.surroundings(xy[:9], layer[:9], layer[0], between=(1.0, 2.0))
+    piled = np.repeat(xy[::10], 20, axis=0)  # twenty rows at every place: none has 10 to 14 around it
+    with pytest.raises(InputError, match=r"found 20 within 0 and 32 or more within 4000"):
+        de.surroundings(piled, np.repeat(layer[::10], 20), 0, between=(100.0, 4000.0))
     with pytest.raises(InputError, match="no other domain is met"):
         de.surroundings(xy, layer, 0, between=(100.0, 4000.0), ratio=50)
     with pytest.raises(InputError, match="has no rows"):
         de.surroundings(xy, layer, 99, between=(100.0, 4000.0))
+
+
+def test_the_search_widens_where_the_quantiles_do_not_enclose_the_radius(planted):
+    """Of 100,000 cells, the .001 quantile of distances holds a hundred around each."""
+    xy, layer = planted.coordinates, planted.layer
+    d = cdist(xy, xy)[layer == 3]
+    for between in ((1.0, 2.0), (3000.0, 5000.0), (0.001, 9000.0)):
+        found = de.surroundings(xy, layer, 3, between=between)
+        assert 10 <= found.mean_count <= 14
+        assert found.mean_count == pytest.approx((d <= found.radius).sum(axis=1).mean())
+        assert set(found.domains) == {2, 4}
+
+
+def test_rows_with_more_neighbours_than_are_listed(planted):
+    """A clump of 60 in an open field: counts around its rows pass the nearest 32 that are looked up."""
+    rng = np.random.default_rng(1)
+    xy = np.vstack([rng.uniform(0, 1000, (400, 2)), 500 + rng.normal(0, 0.5, (60, 2))])
+    layer = np.r_[(xy[:400, 0] > 500).astype(int), np.full(60, 2)]
+    d = cdist(xy, xy)
+    for domain in (0, 1):
+        found = de.surroundings(xy, layer, domain, between=(0.1, 2000.0), ratio=0.01)
+        near = d[layer == domain] <= found.radius
+        assert near.sum(axis=1).max() > 60
+        assert found.mean_count == pytest.approx(near.sum(axis=1).mean())
+        met = {k: near[:, layer == k].sum() for k in range(3) if k != domain}
+        assert found.domains.tolist() == sorted(met, key=lambda k: -met[k])
 
 
 def naive_metagene(X, inside, start, rounds):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numba
@@ -62,88 +64,162 @@ def compare(X: Any, group: np.ndarray, *, tie_correct: bool = True) -> Compariso
     group
         bool [n].
     tie_correct
-        Variance of the rank sum with ties, as it should be; False gives scanpy's default and so SpaGCN's p-values,
-        which are too large for genes with many zeros.
+        As in `compare_all`.
 
     Raises
     ------
     InputError
         A group without rows, or values that are not finite.
+    """
+    return compare_all(X, np.asarray(group, dtype=np.int64), {1: [0]}, tie_correct=tie_correct)[0]
+
+
+def compare_all(
+    X: Any, labels: np.ndarray, against: Mapping[int, Sequence[int]], *, tie_correct: bool = True
+) -> list[Comparison]:
+    """Rank sums of several labels, each against others of its own, with every gene sorted once.
+
+    Parameters
+    ----------
+    X
+        [n, g] values, dense or sparse (CSC is read without a copy). Zeros are one block of ties and are never listed.
+    labels
+        int [n]; rows below 0 take part in nothing.
+    against
+        Label to the labels that it is compared with.
+    tie_correct
+        Variance of the rank sum with ties, as it should be; False gives scanpy's default and so SpaGCN's p-values,
+        which are too large for genes with many zeros.
+
+    Returns
+    -------
+    list
+        One comparison per entry of `against`, in its order. Sums run in the order of the values, so that the bits do
+        not depend on the order of rows or on threads.
+
+    Raises
+    ------
+    InputError
+        A side without rows, or values that are not finite.
 
     Notes
     -----
     F. Wilcoxon, Biometrics Bulletin 1, 80 (1945); normal approximation without continuity correction.
     """
-    X = sparse.csc_array(X)
-    group = np.asarray(group, dtype=bool)
+    X, labels = sparse.csc_array(X), np.asarray(labels)
     n = X.shape[0]
-    if group.shape != (n,):
-        raise InputError(f"group of shape {group.shape} for {n} rows", where="comparison", fix="give one per row")
-    n_in = int(group.sum())
-    if not 0 < n_in < n:
-        raise InputError(f"{n_in} of {n} rows are in the group", where="comparison", fix="give two groups with rows")
+    if labels.shape != (n,):
+        raise InputError(f"labels of shape {labels.shape} for {n} rows", where="comparison", fix="give one per row")
+    k = 1 + max([int(labels.max(initial=0)), *against, *(b for others in against.values() for b in others)])
+    size = np.bincount(labels[labels >= 0], minlength=k)
+    role = np.zeros((len(against), k, 2), dtype=np.int64)  # of a label in a comparison: inside, outside
+    for c, (label, others) in enumerate(against.items()):
+        role[c, label, 0] = 1
+        role[c, list(others), 1] = 1
+    n_in, n_out = role[:, :, 0] @ size, role[:, :, 1] @ size
+    for a, b in zip(n_in, n_out, strict=True):
+        if min(a, b) == 0:
+            raise InputError(
+                f"{a} of {a + b} rows are in the group", where="comparison", fix="give two groups with rows"
+            )
     if not np.isfinite(X.data).all():
         raise InputError("expression holds NaN or infinite values", where="comparison", fix="remove those rows")
-    ranks, ties, count, total = _rank_sums(
-        X.data.astype(np.float64), X.indices.astype(np.int64), X.indptr.astype(np.int64), group, n
-    )
-    n_out = n - n_in
-    variance = n_in * n_out / 12 * ((n + 1) - (ties / (n * (n - 1)) if tie_correct and n > 1 else 0.0))
-    tested = ties < float(n) ** 3 - n  # one value throughout: nothing to compare
-    with np.errstate(divide="ignore", invalid="ignore"):
-        z = np.where(tested, (ranks - n_in * (n + 1) / 2) / np.sqrt(variance), np.nan)
-    log_p = np.minimum(special.log_ndtr(-np.abs(z)) + np.log(2), 0.0)
-    return Comparison(
-        z, log_p, log_benjamini_hochberg(log_p), count[0] / n_in, count[1] / n_out, total[0] / n_in, total[1] / n_out
-    )
+    blocks = _by_blocks(X, labels.astype(np.int32), role, size)
+    ranks, ties, count, total = (np.concatenate(piece) for piece in zip(*blocks, strict=True))
+    means = [(count @ role[:, :, s].T, total @ role[:, :, s].T) for s in (0, 1)]
+    out = []
+    for c in range(len(against)):
+        a, b = int(n_in[c]), int(n_out[c])
+        m = a + b
+        variance = a * b / 12 * ((m + 1) - (ties[:, c] / (m * (m - 1)) if tie_correct else 0.0))
+        tested = ties[:, c] < float(m) ** 3 - m  # one value throughout: nothing to compare
+        with np.errstate(divide="ignore", invalid="ignore"):
+            z = np.where(tested, (ranks[:, c] - a * (m + 1) / 2) / np.sqrt(variance), np.nan)
+        log_p = np.minimum(special.log_ndtr(-np.abs(z)) + np.log(2), 0.0)
+        fractions, sums = ([means[s][i][:, c] / (a, b)[s] for s in (0, 1)] for i in (0, 1))
+        out.append(Comparison(z, log_p, log_benjamini_hochberg(log_p), *fractions, *sums))
+    return out
 
 
-@numba.njit(cache=True)
+def _by_blocks(X: Any, labels: np.ndarray, role: np.ndarray, size: np.ndarray) -> list[tuple[np.ndarray, ...]]:
+    """`_rank_sums` over blocks of genes on all cores; a gene's numbers do not depend on the block it is in."""
+    data = X.data if X.data.dtype in (np.float32, np.float64) else X.data.astype(np.float64)
+    indptr, workers = X.indptr.astype(np.int64), numba.get_num_threads()
+    edges = np.linspace(0, X.shape[1], min(X.shape[1], 8 * workers) + 1).astype(np.int64)
+    label, part, side = np.nonzero(role.transpose(1, 0, 2))
+    first = np.searchsorted(label, np.arange(role.shape[1] + 1))
+
+    def work(i: int) -> tuple[np.ndarray, ...]:
+        genes = indptr[edges[i] : edges[i + 1] + 1]
+        return _rank_sums(data, X.indices, genes, labels, size, len(role), first, part, side)
+
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(work, range(len(edges) - 1)))
+
+
+@numba.njit(cache=True, nogil=True)
 def _rank_sums(
-    data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, group: np.ndarray, n: int
+    data: np.ndarray,
+    indices: np.ndarray,
+    indptr: np.ndarray,
+    labels: np.ndarray,
+    size: np.ndarray,
+    n_compared: int,
+    first: np.ndarray,
+    part: np.ndarray,
+    side: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:  # pragma: no cover - compiled
-    """Rank sum of the group, sum of t^3 - t over blocks of ties, non-zeros and sums inside and outside, per column."""
-    g = len(indptr) - 1
-    ranks, ties = np.zeros(g), np.zeros(g)
-    count, total = np.zeros((2, g)), np.zeros((2, g))
-    n_group = group.sum()
+    """Per gene: rank sum inside and sum of t^3 - t over blocks of ties of each comparison; non-zeros, sum per label.
+
+    Label l takes part in comparisons part[first[l]:first[l + 1]], on the inside where side is 0.
+    """
+    g, n_labels = len(indptr) - 1, len(first) - 1
+    ranks, ties = np.zeros((g, n_compared)), np.zeros((g, n_compared))
+    count, total = np.zeros((g, n_labels)), np.zeros((g, n_labels))
+    inside, same, done = np.zeros(n_compared), np.zeros(n_compared), np.zeros(n_compared)
     for j in range(g):
         start, end = indptr[j], indptr[j + 1]
-        values = data[start:end]
-        order = np.argsort(values)
-        m = 0  # stored values that are not zero
-        for k in range(start, end):
-            if data[k] != 0.0:
+        held, owner = np.empty(end - start, data.dtype), np.empty(end - start, np.int64)
+        m = 0  # stored values that are not zero, of rows that take part
+        for i in range(start, end):
+            label = labels[indices[i]]
+            if data[i] != 0 and label >= 0:
+                held[m], owner[m] = data[i], label
+                count[j, label] += 1
                 m += 1
-                side = 0 if group[indices[k]] else 1
-                count[side, j] += 1
-                total[side, j] += data[k]
-        zeros = n - m
-        done, seen = 0, False  # rows ranked so far; whether the block of zeros is among them
-        k = 0
-        while k < len(values) or not seen:
-            if not seen and (k >= len(values) or values[order[k]] >= 0.0):
+        order = np.argsort(held[:m])
+        done[:] = 0  # rows ranked so far
+        seen, k = False, 0  # whether the block of zeros is among them
+        while k < m or not seen:
+            if not seen and (k >= m or held[order[k]] > 0):
                 seen = True
-                if zeros > 0:
-                    inside = n_group - count[0, j]
-                    ranks[j] += inside * (done + (zeros + 1) / 2.0)
-                    ties[j] += float(zeros) ** 3 - zeros
-                    done += zeros
-                continue
-            value = values[order[k]]
-            if value == 0.0:
-                k += 1
-                continue
-            same, inside = 0, 0.0
-            while k < len(values) and values[order[k]] == value:
-                if group[indices[start + order[k]]]:
-                    inside += 1
-                same += 1
-                k += 1
-            ranks[j] += inside * (done + (same + 1) / 2.0)
-            ties[j] += float(same) ** 3 - same
-            done += same
+                for label in range(n_labels):
+                    _add(label, size[label] - count[j, label], inside, same, first, part, side)
+            else:
+                value = held[order[k]]
+                while k < m and held[order[k]] == value:
+                    label = owner[order[k]]
+                    total[j, label] += value
+                    _add(label, 1.0, inside, same, first, part, side)
+                    k += 1
+            for c in range(n_compared):
+                if same[c] > 0:
+                    ranks[j, c] += inside[c] * (done[c] + (same[c] + 1) / 2)
+                    ties[j, c] += same[c] ** 3 - same[c]
+                    done[c] += same[c]
+                    inside[c] = same[c] = 0
     return ranks, ties, count, total
+
+
+@numba.njit(cache=True, nogil=True)
+def _add(
+    label: int, n: float, inside: np.ndarray, same: np.ndarray, first: np.ndarray, part: np.ndarray, side: np.ndarray
+) -> None:  # pragma: no cover - compiled
+    """Count n rows of a label into the block of ties of every comparison that it takes part in."""
+    for e in range(first[label], first[label + 1]):
+        same[part[e]] += n
+        if side[e] == 0:
+            inside[part[e]] += n
 
 
 def log_benjamini_hochberg(log_p: np.ndarray) -> np.ndarray:
@@ -191,6 +267,7 @@ def surroundings(
     num_min: float = 10,
     num_max: float = 14,
     max_run: int = 100,
+    tree: cKDTree | None = None,
 ) -> Surroundings:
     """SpaGCN's radius and neighbouring domains of one domain.
 
@@ -202,11 +279,12 @@ def surroundings(
     coordinates
         [n, 2].
     labels
-        int [n].
+        int [n], 0 and up.
     domain
         Label in question.
     between
-        Smallest and largest radius; SpaGCN's are the .001 and .1 quantiles of all distances (`distance_quantiles`).
+        Where the search starts; SpaGCN's are the .001 and .1 quantiles of all distances (`distance_quantiles`). Where
+        these do not enclose the radius, they are widened: beyond 14,000 rows the .001 quantile already holds too many.
     ratio
         Contacts per row that make a neighbour.
     n_neighbors
@@ -215,6 +293,8 @@ def surroundings(
         Accepted mean number of rows.
     max_run
         Steps of the bisection.
+    tree
+        Of the coordinates, where it is at hand.
 
     Raises
     ------
@@ -224,16 +304,12 @@ def surroundings(
     inside = labels == domain
     if not inside.any():
         raise InputError(f"domain {domain} has no rows", where="surroundings", fix="name a domain that has")
-    tree, at = cKDTree(coordinates), coordinates[inside]
-
-    def count(radius: float) -> float:
-        return float(np.asarray(tree.query_ball_point(at, radius, return_length=True, workers=-1)).mean())
-
-    radius, mean = _bisect_radius(count, between, num_min, num_max, max_run)
-    near = np.concatenate([np.asarray(x, dtype=np.int64) for x in tree.query_ball_point(at, radius, workers=-1)])
-    names, size = np.unique(labels, return_counts=True)
-    met = np.bincount(np.searchsorted(names, labels[near]), minlength=len(names))
-    kept = np.flatnonzero((met > ratio * size) & (names != domain))
+    within = _Within(cKDTree(coordinates) if tree is None else tree, coordinates[inside], num_max)
+    extent = float(np.hypot(*(within.tree.maxes - within.tree.mins)))
+    radius, mean = _bisect_radius(within.mean, between, num_min, num_max, max_run, extent=extent)
+    size = np.bincount(labels)
+    met = np.bincount(labels[within.rows(radius)], minlength=len(size))
+    kept = np.flatnonzero((met > ratio * size) & (np.arange(len(size)) != domain))
     if len(kept) == 0:
         raise InputError(
             f"no other domain is met more than {ratio} times its size within {radius:.4g}",
@@ -241,17 +317,60 @@ def surroundings(
             fix="lower ratio, or raise num_min and num_max",
         )
     order = kept[np.argsort(-met[kept], kind="stable")][:n_neighbors]
-    return Surroundings(radius, mean, names[order])
+    return Surroundings(radius, mean, order)
+
+
+class _Within:
+    """How many rows lie around the rows of a domain, from the nearest few of each.
+
+    A ball query at the radius that the search starts from would meet a tenth of all rows around each.
+    """
+
+    def __init__(self, tree: cKDTree, at: np.ndarray, num_max: float) -> None:
+        self.tree, self.at = tree, at
+        k = min(tree.n, int(2 * num_max) + 4)
+        self.distance, self.nearest = (x.reshape(len(at), k) for x in tree.query(at, k=k, workers=-1))
+        self.sorted = np.sort(self.distance, axis=None)
+        self.enough = num_max
+        self.last = self.distance[:, -1] if k < tree.n else np.full(len(at), np.inf)
+
+    def mean(self, radius: float) -> float:
+        """Mean number of rows within the radius; exact unless it is beyond `num_max`."""
+        mean = np.searchsorted(self.sorted, radius, side="right") / len(self.at)
+        full = self.last <= radius
+        if mean > self.enough or not full.any():
+            return float(mean)
+        more = self.tree.query_ball_point(self.at[full], radius, return_length=True, workers=-1)
+        return float(mean + (more - self.distance.shape[1]).sum() / len(self.at))
+
+    def rows(self, radius: float) -> np.ndarray:
+        """The rows within the radius, once for every row of the domain that meets them."""
+        full = self.last <= radius
+        few = self.nearest[~full][self.distance[~full] <= radius]
+        many = self.tree.query_ball_point(self.at[full], radius, workers=-1)
+        return np.concatenate([few, *(np.asarray(x, dtype=np.int64) for x in many)])
 
 
 def _bisect_radius(
-    count: Any, between: tuple[float, float], num_min: float, num_max: float, max_run: int
+    count: Callable[[float], float],
+    between: tuple[float, float],
+    num_min: float,
+    num_max: float,
+    max_run: int,
+    *,
+    extent: float,
 ) -> tuple[float, float]:
     low, high = between
     at_low, at_high = count(low), count(high)
+    if at_low > num_max:
+        low, at_low = 0.0, count(0.0)
+    while at_high < num_min and high < extent:
+        high *= 2
+        at_high = count(high)
     for radius, found in ((low, at_low), (high, at_high)):
         if num_min <= found <= num_max:
             return float(radius), found
+    ends = low, high
     if at_low <= num_max and at_high >= num_min:
         for _ in range(max_run):
             middle = (low + high) / 2
@@ -260,10 +379,10 @@ def _bisect_radius(
                 return middle, found
             low, high = (middle, high) if found < num_min else (low, middle)
     raise InputError(
-        f"no radius from {between[0]:.4g} to {between[1]:.4g} has {num_min} to {num_max} rows around a row on average "
-        f"(found {at_low:.4g} and {at_high:.4g} at the ends)",
+        f"no radius has {num_min} to {num_max} rows around a row on average "
+        f"(found {at_low:.4g} within {ends[0]:.4g} and {at_high:.4g} or more within {ends[1]:.4g})",
         where="surroundings",
-        fix="widen num_min and num_max, or radius_quantiles",
+        fix="widen num_min and num_max",
     )
 
 

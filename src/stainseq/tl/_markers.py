@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
     from spatialdata import SpatialData
 
+    from ..core.metagene import Metagene
+    from ._tables import Expression
+
 COLUMNS = (
     "domain", "gene", "pct.in", "pct.out", "ratio", "fc", "p", "q", "log10.p", "log10.q", "mean.in", "mean.out",
     "scores", "neighbours",
@@ -26,7 +30,7 @@ def markers(
     data: SpatialData | AnnData | str | os.PathLike[str],
     *,
     domain_key: str,
-    domains: list[str] | None = None,
+    domains: Sequence[str] | None = None,
     region: str = keys.SPOTS,
     table_key: str | None = None,
     layer: str | None = None,
@@ -75,7 +79,8 @@ def markers(
     ratio
         A domain is a neighbour if its spots are met more often than this times its size.
     radius_quantiles
-        Of all distances between spots: the radius within which spots are met is sought between these.
+        Of all distances between spots: the search for the radius within which spots are met starts between these, and
+        widens where they do not enclose it (the .001 quantile holds too many of 14,000 spots and more).
     num_min, num_max
         Mean number of spots that the radius is to hold, the spot itself counted.
     max_run
@@ -94,16 +99,17 @@ def markers(
     DataFrame
         One row per marker, by domain and falling fold change: ``domain``, ``gene``, ``pct.in``, ``pct.out``, ``ratio``,
         ``fc``, ``p``, ``q``, ``log10.p``, ``log10.q`` (both negated), ``mean.in``, ``mean.out``, ``scores``
-        (standardised rank sum), ``neighbours`` (comma-separated). ``DataFrame.attrs["failed"]`` says why a domain has
-        none that could be sought; the others are not touched by it. Written to the table: ``uns["<key>"]`` with
-        ``table``, ``status`` (a table of ``domain`` and ``status``) and ``params``.
+        (standardised rank sum), ``neighbours`` (comma-separated). ``DataFrame.attrs["status"]`` says of each domain how
+        many markers it has, or why none could be sought; the latter are in ``attrs["failed"]``, too, and leave the
+        other domains as they are. Written to the table: ``uns["<key>"]`` with ``table``, ``status`` (a table of
+        ``domain`` and ``status``) and ``params``.
 
     Raises
     ------
     MissingError
         No such table, layer, sample, column or domain.
     InputError
-        Fewer than two domains, or none of the domains asked for could be compared.
+        Fewer than two domains, or none of the domains asked for could be compared; NaN or negative counts.
 
     Notes
     -----
@@ -115,36 +121,30 @@ def markers(
     from ..core import de
     from . import _tables
 
+    _tables.keep_source(data, out, csv)
     chosen = _tables.expression(data, region=region, table_key=table_key, layer=layer, sample=sample)
-    labels, wanted = _labels(chosen, domain_key, domains)
-    names, codes = np.unique(labels, return_inverse=True)
+    codes, names, wanted = _labels(chosen, domain_key, domains)
     if len(names) < 2:
         raise InputError(f"obs[{domain_key!r}] has one domain", where=chosen.where, fix="markers need two or more")
-    values, genes = _lognorm(chosen.values), chosen.table.var_names.to_numpy()
-    frames, status = [], {}
+    values = _lognorm(chosen)
     search = {"ratio": ratio, "n_neighbors": num_neighbours, "num_min": num_min, "num_max": num_max, "max_run": max_run}
-    between = de.distance_quantiles(chosen.coordinates, radius_quantiles) if against == "neighbours" else None
-    for name in wanted:
-        code = int(np.flatnonzero(names == name)[0])
-        try:
-            around = _around(chosen.coordinates, codes, code, between, search)
-            rows = np.isin(codes, [code, *around])
-            found = de.compare(values[rows], codes[rows] == code, tie_correct=tie_correct)
-        except InputError as e:
-            status[name] = str(e)
-            continue
-        keep = (
-            (found.log_q < np.log(max_q))
-            & (found.ratio > min_in_out_group_ratio)
-            & (found.fraction_in > min_in_group_fraction)
-            & (found.fold_change > min_fold_change)
-        )
-        frames.append(_frame(found, keep, genes).assign(domain=name, neighbours=",".join(names[around])))
-        status[name] = f"{len(frames[-1])} markers"
-    failed = {d: s for d, s in status.items() if not s.endswith("markers")}
-    if not frames:
+    around, failed = _around(chosen, codes, wanted, against, radius_quantiles, search)
+    if not around:
         raise InputError(f"no domain could be compared: {next(iter(failed.values()))}", where=chosen.where)
+    frames, status = [], {names[code]: reason for code, reason in failed.items()}
+    found = de.compare_all(values, codes, around, tie_correct=tie_correct)
+    for (code, others), one in zip(around.items(), found, strict=True):
+        keep = (
+            (one.log_q < np.log(max_q))
+            & (one.ratio > min_in_out_group_ratio)
+            & (one.fraction_in > min_in_group_fraction)
+            & (one.fold_change > min_fold_change)
+        )
+        frame = _frame(one, keep, chosen.table.var_names.to_numpy())
+        frames.append(frame.assign(domain=names[code], neighbours=",".join(names[other] for other in others)))
+        status[names[code]] = f"{len(frame)} markers"
     table = pd.concat(frames, ignore_index=True)[list(COLUMNS)]
+    status = {names[code]: status[names[code]] for code in wanted}
     parameters = {
         "domain_key": domain_key, "against": against, "min_in_group_fraction": min_in_group_fraction,
         "min_in_out_group_ratio": min_in_out_group_ratio, "min_fold_change": min_fold_change, "max_q": max_q,
@@ -152,11 +152,13 @@ def markers(
         "num_min": num_min, "num_max": num_max, "tie_correct": tie_correct, "key": key,
     }  # fmt: skip
     parameters |= {k: v for k, v in {"layer": layer, "sample": sample}.items() if v is not None}
-    chosen.table.uns[key] = {"params": parameters, "table": table.copy(), "status": _status(status)}
+    states = pd.DataFrame({"domain": list(status), "status": list(status.values())})
+    chosen.table.uns[key] = {"params": parameters, "table": table.copy(), "status": states}
     if csv is not None:
         _tables.write_csv(table, csv)
     chosen.save(step="markers", parameters=parameters, out=out)
-    table.attrs["failed"] = failed
+    table.attrs["status"] = status
+    table.attrs["failed"] = {names[code]: reason for code, reason in failed.items()}
     return table
 
 
@@ -229,7 +231,7 @@ def get_markers(
 def metagene(
     data: SpatialData | AnnData | str | os.PathLike[str],
     *,
-    target: str,
+    target: str | Sequence[str],
     domain_key: str,
     markers_key: str = "markers",
     start_gene: str | None = None,
@@ -250,7 +252,7 @@ def metagene(
         A slide, an AnnData with ``obsm["spatial"]``, or the path of a store or an h5ad file. Raw counts are turned
         into log(1 + counts per 10,000).
     target
-        Domain to mark.
+        Domain to mark, or several; "all" is every domain (unless one has that name).
     domain_key
         Column of obs with the domains.
     markers_key
@@ -263,23 +265,26 @@ def metagene(
         Which table, values and sample, as in `svg`.
     key
         Column of obs and entry of uns for the result; default "metagene.<target>", with "_" for "/", which AnnData does
-        not allow in names.
+        not allow in names. For several targets it stands for "metagene".
     csv
         File for the table that is returned.
     out
-        File (h5ad) for the table with its results.
+        File (h5ad) for the table with its results. A file that was given is never changed.
 
     Returns
     -------
     DataFrame
-        ``gene``, ``sign`` (+1, -1), ``round`` (0 is the start gene), ``difference`` (of means, after the round) and
-        ``outside`` (spots outside the domain that looked like it before the round). Written to the table:
-        ``obs["<key>"]`` float64, ``uns["<key>"]`` with ``genes``, ``signs``, ``formula`` and ``params``.
+        ``domain``, ``gene``, ``sign`` (+1, -1), ``round`` (0 is the start gene), ``difference`` (of means inside and
+        outside the domain, after the round) and ``outside`` (spots outside the domain that looked like it before the
+        round). Written to the table: ``obs["<key>"]`` float64, ``uns["<key>"]`` with ``genes``, ``signs``, ``formula``
+        and ``params``.
 
     Raises
     ------
     MissingError
         No such table, column, domain or gene.
+    InputError
+        One domain only; NaN or negative counts; two targets whose results would have one name.
 
     Notes
     -----
@@ -290,49 +295,92 @@ def metagene(
     from ..core.metagene import find_metagene
     from . import _tables
 
+    _tables.keep_source(data, out, csv)
     chosen = _tables.expression(data, region=region, table_key=table_key, layer=layer, sample=sample)
-    labels, (name,) = _labels(chosen, domain_key, [target])
-    values, genes = _lognorm(chosen.values), chosen.table.var_names
-    inside = labels == name
-    start = _start(chosen, values, inside, name, markers_key, start_gene)
-    found = find_metagene(values, inside, start, max_iter=max_iter)
-    key = key or f"metagene.{target.replace('/', '_')}"
-    chosen.table.obs[key] = chosen.column(found.values)
-    chain = [f"{'+' if s > 0 else '-'} {genes[g]}" for g, s in zip(found.genes, found.signs, strict=True)]
-    parameters = {
-        "target": target, "domain_key": domain_key, "start_gene": str(genes[start]), "max_iter": max_iter, "key": key,
-    }  # fmt: skip
-    parameters |= {k: v for k, v in {"layer": layer, "sample": sample}.items() if v is not None}
-    chosen.table.uns[key] = {
-        "genes": genes[found.genes].to_numpy(dtype=object),
-        "signs": found.signs,
-        "formula": " ".join(chain).removeprefix("+ "),
-        "params": parameters,
-    }
-    rounds = np.concatenate([[0], np.repeat(np.arange(1, len(found.steps) + 1), 2)])
-    table = pd.DataFrame(
+    asked: list[str] | None = [target] if isinstance(target, str) else list(target)
+    several = not isinstance(target, str)
+    if target == "all" and "all" not in set(chosen.table.obs.get(domain_key, ())):
+        asked, several = None, True
+    codes, names, wanted = _labels(chosen, domain_key, asked)
+    places = [_place(names[code], key, several) for code in wanted]
+    if len(set(places)) < len(places):
+        twice = next(p for p in places if places.count(p) > 1)
+        raise InputError(f"two metagenes would be named {twice!r}", where=chosen.where, fix="ask for one at a time")
+    if len(names) < 2:
+        raise InputError(f"obs[{domain_key!r}] has one domain", where=chosen.where, fix="a metagene needs two or more")
+    values, genes = _lognorm(chosen), chosen.table.var_names
+    shared = {"domain_key": domain_key, "max_iter": max_iter}
+    shared |= {k: v for k, v in {"layer": layer, "sample": sample}.items() if v is not None}
+    frames = []
+    for code, place in zip(wanted, places, strict=True):
+        inside = codes == code
+        start = _start(chosen, values, inside, names[code], markers_key, start_gene)
+        found = find_metagene(values, inside, start, max_iter=max_iter)
+        frames.append(_rounds(found, genes).assign(domain=names[code]))
+        chain = [f"{'+' if s > 0 else '-'} {genes[g]}" for g, s in zip(found.genes, found.signs, strict=True)]
+        chosen.table.obs[place] = chosen.column(found.values)
+        chosen.table.uns[place] = {
+            "genes": genes[found.genes].to_numpy(dtype=object),
+            "signs": found.signs,
+            "formula": " ".join(chain).removeprefix("+ "),
+            "params": {"target": names[code], "start_gene": str(genes[start]), "key": place, **shared},
+        }
+    table = pd.concat(frames, ignore_index=True)[["domain", "gene", "sign", "round", "difference", "outside"]]
+    table.attrs["keys"] = {names[code]: place for code, place in zip(wanted, places, strict=True)}
+    if csv is not None:
+        _tables.write_csv(table, csv)
+    chosen.save(step="metagene", parameters={"targets": [names[code] for code in wanted], **shared}, out=out)
+    return table
+
+
+def _place(domain: str, key: str | None, several: bool) -> str:
+    if key is not None and not several:
+        return key
+    return f"{key or 'metagene'}.{domain.replace('/', '_')}"
+
+
+def _rounds(found: Metagene, genes: Any) -> DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame(
         {
             "gene": genes[found.genes],
             "sign": found.signs,
-            "round": rounds,
+            "round": np.concatenate([[0], np.repeat(np.arange(1, len(found.steps) + 1), 2)]),
             "difference": [np.nan, *np.repeat([s.difference for s in found.steps], 2)],
             "outside": [np.nan, *np.repeat([float(s.outside) for s in found.steps], 2)],
         }
     )
-    if csv is not None:
-        _tables.write_csv(table, csv)
-    chosen.save(step="metagene", parameters=parameters, out=out)
-    return table
 
 
 def _around(
-    xy: np.ndarray, codes: np.ndarray, code: int, between: list[float] | None, search: dict[str, Any]
-) -> np.ndarray:
-    from ..core.de import surroundings
+    chosen: Expression,
+    codes: np.ndarray,
+    wanted: list[int],
+    against: str,
+    quantiles: tuple[float, float],
+    search: dict[str, Any],
+) -> tuple[dict[int, list[int]], dict[int, str]]:
+    """What each domain is compared with, and why some cannot be."""
+    from scipy.spatial import cKDTree
 
-    if between is None:
-        return np.setdiff1d(np.arange(codes.max() + 1), code)
-    return surroundings(xy, codes, code, between=(between[0], between[1]), **search).domains
+    from ..core import de
+
+    if against == "rest":
+        return {code: [other for other in range(codes.max() + 1) if other != code] for code in wanted}, {}
+    if against != "neighbours":
+        raise InputError(f"against is {against!r}", where="markers", fix="give neighbours or rest")
+    xy = chosen.coordinates
+    if not np.isfinite(xy).all():
+        raise InputError("coordinates are NaN or infinite", where=chosen.where, fix="drop those rows")
+    low, high = de.distance_quantiles(xy, quantiles)
+    tree, around, failed = cKDTree(xy), {}, {}
+    for code in wanted:
+        try:
+            around[code] = de.surroundings(xy, codes, code, between=(low, high), tree=tree, **search).domains.tolist()
+        except InputError as e:
+            failed[code] = str(e)
+    return around, failed
 
 
 def _uns(data: Any, region: str, table_key: str | None) -> Any:
@@ -351,14 +399,12 @@ def _uns(data: Any, region: str, table_key: str | None) -> Any:
     return data.tables[name].uns
 
 
-def _status(status: dict[str, str]) -> DataFrame:
+def _labels(
+    chosen: Expression, domain_key: str, wanted: Sequence[str] | None
+) -> tuple[np.ndarray, list[str], list[int]]:
+    """Domain of each row as a number, their names, and those that are meant; rows without a domain are refused."""
     import pandas as pd
 
-    return pd.DataFrame({"domain": list(status), "status": list(status.values())})
-
-
-def _labels(chosen: Any, domain_key: str, wanted: list[str] | None) -> tuple[np.ndarray, list[str]]:
-    """Domain of each row as text, and the domains that are meant; rows without one are refused."""
     if domain_key not in chosen.table.obs:
         there = ", ".join(chosen.table.obs.columns) or "none"
         raise MissingError(
@@ -371,24 +417,28 @@ def _labels(chosen: Any, domain_key: str, wanted: list[str] | None) -> tuple[np.
             where=f"obs[{domain_key!r}] of {chosen.where}",
             fix="name the sample that has, or drop those rows",
         )
-    labels = column.astype(str).to_numpy()
-    known: list[str] = sorted(set(labels), key=lambda d: (not d.isdigit(), int(d) if d.isdigit() else 0, d))
-    unknown = [d for d in wanted or [] if d not in known]
+    labels = column.astype(str)
+    names = sorted(labels.unique(), key=lambda d: (not d.isdigit(), int(d) if d.isdigit() else 0, d))
+    unknown = [str(d) for d in wanted or [] if str(d) not in names]
     if unknown:
         raise MissingError(
-            f"no domain {unknown[0]!r} in obs[{domain_key!r}]", where=chosen.where, fix=f"one of: {', '.join(known)}"
+            f"no domain {unknown[0]!r} in obs[{domain_key!r}]", where=chosen.where, fix=f"one of: {', '.join(names)}"
         )
-    return labels, known if wanted is None else list(wanted)
+    codes = pd.Categorical(labels, categories=names).codes.astype(np.int64)
+    meant = range(len(names)) if wanted is None else dict.fromkeys(names.index(str(d)) for d in wanted)
+    return codes, names, list(meant)
 
 
-def _lognorm(values: Any) -> Any:
+def _lognorm(chosen: Expression) -> Any:
+    """CSC, in which genes are read one after another."""
     from scipy import sparse
 
     from ..core import normalize
     from ..core.values import is_counts
 
+    values = chosen.values
     values = normalize.log1p_cp10k(values) if is_counts(values) else values
-    return sparse.csr_array(values)
+    return sparse.csc_array(values)
 
 
 def _frame(found: Any, keep: np.ndarray, genes: np.ndarray) -> DataFrame:
@@ -414,7 +464,7 @@ def _frame(found: Any, keep: np.ndarray, genes: np.ndarray) -> DataFrame:
     )
 
 
-def _start(chosen: Any, values: Any, inside: np.ndarray, name: str, markers_key: str, gene: str | None) -> int:
+def _start(chosen: Expression, values: Any, inside: np.ndarray, name: str, markers_key: str, gene: str | None) -> int:
     genes = chosen.table.var_names
     stored = chosen.table.uns.get(markers_key)
     if gene is None and isinstance(stored, dict) and "table" in stored:
@@ -427,4 +477,7 @@ def _start(chosen: Any, values: Any, inside: np.ndarray, name: str, markers_key:
         return int(genes.get_loc(gene))
     from ..core.de import compare
 
-    return int(np.nanargmax(compare(values, inside).z))
+    z = compare(values, inside).z
+    if np.isnan(z).all():
+        raise InputError("no gene varies", where=chosen.where, fix="check that the table holds counts of these spots")
+    return int(np.nanargmax(z))
