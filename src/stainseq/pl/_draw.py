@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,8 +18,13 @@ if TYPE_CHECKING:
 RASTER_ABOVE = 2_000
 """More regions than this become pixels inside vector files, which else open slowly."""
 
-PAINT_ABOVE = 30_000
-"""More regions than this are painted as pixels by numpy: drawing each as a path takes seconds per 100,000."""
+PAINT_ABOVE = 20_000
+"""More regions than this are painted as pixels: drawing each as a path takes seconds per 100,000."""
+
+_SAMPLES = 2
+"""Points a pixel and axis at which it is asked which region lies there: edges come out smooth."""
+
+_POINTS_AT_ONCE = 2_000_000
 
 Box = tuple[float, float, float, float]
 
@@ -34,15 +40,19 @@ class Marks:
     radius
         float64 [n], um; of the circle, or of a circle as large as the region.
     polygons
-        Shapely polygons, one per region, or None for circles.
-    square
-        Regions are squares of side 2 * radius.
+        object [n] of shapely polygons; or a function that gives those of some rows (an index), for regions whose
+        outlines have to be made first; or None for circles.
+    region
+        The opened region (`regions.Region`), rows as here, which tells what lies under a pixel.
+    paint
+        Paint them however few they are.
     """
 
     xy: np.ndarray
     radius: np.ndarray
-    polygons: Sequence[Any] | None = None
-    square: bool = False
+    polygons: np.ndarray | Callable[[np.ndarray], np.ndarray] | None = None
+    region: Any = None
+    paint: bool = False
 
     def inside(self, box: Box) -> np.ndarray:
         """Which of them touch a box."""
@@ -52,9 +62,16 @@ class Marks:
 
     def take(self, which: np.ndarray) -> Marks:
         """Some of them."""
-        index = np.flatnonzero(which)
-        polygons = None if self.polygons is None else [self.polygons[int(i)] for i in index]
-        return Marks(self.xy[index], self.radius[index], polygons, self.square)
+        if which.all():
+            return self
+        index, polygons = np.flatnonzero(which), self.polygons
+        if callable(polygons):
+            make = polygons
+            taken: Any = lambda rows: make(index[rows])  # noqa: E731
+        else:
+            taken = None if polygons is None else polygons[index]
+        region = None if self.region is None else self.region.take(index)
+        return Marks(self.xy[index], self.radius[index], taken, region, self.paint)
 
 
 def frame(ax: Axes, box: Box) -> None:
@@ -92,32 +109,106 @@ def regions(
     longest_px
         Pixels of the map's longer side, where regions are painted. Finer ones would be lost at print size.
     """
-    from matplotlib.collections import EllipseCollection, PolyCollection
+    from matplotlib.collections import EllipseCollection
 
     n = len(marks.xy)
     if n == 0:
         return
-    if n > PAINT_ABOVE and edge is None:
-        rgba = paint(marks.xy, marks.radius, colours, box, longest_px)
+    if n > PAINT_ABOVE or marks.paint:
+        rgba = _painted(marks, colours, box, longest_px, edge)
         ax.imshow(rgba, extent=(box[0], box[2], box[3], box[1]), interpolation="antialiased", zorder=1, aspect="equal")
         return
     style: dict[str, Any] = {"rasterized": n > RASTER_ABOVE, "zorder": 1}
     style |= {"facecolors": "none", "edgecolors": edge, "linewidths": 0.7} if edge else {
         "facecolors": colours, "edgecolors": "none", "linewidths": 0}  # fmt: skip
     if marks.polygons is not None:
-        outlines = [np.asarray(p.exterior.coords) for p in marks.polygons]
-        ax.add_collection(PolyCollection(outlines, **style), autolim=False)
-    elif marks.square:
-        corner = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], dtype=float)
-        ax.add_collection(
-            PolyCollection(marks.xy[:, None] + marks.radius[:, None, None] * corner, **style), autolim=False
-        )
+        polygons = marks.polygons(np.arange(n)) if callable(marks.polygons) else marks.polygons
+        ax.add_collection(_outlines(polygons, style), autolim=False)
     else:
         wide = 2 * marks.radius
         circles = EllipseCollection(
             wide, wide, np.zeros(n), units="xy", offsets=marks.xy, offset_transform=ax.transData, **style
         )
         ax.add_collection(circles, autolim=False)
+
+
+def _outlines(polygons: np.ndarray, style: dict[str, Any]) -> Any:
+    """Polygons with their holes and parts; without any, as matplotlib draws them fastest."""
+    import shapely
+    from matplotlib.collections import PathCollection, PolyCollection
+    from matplotlib.path import Path
+
+    rings, owner = shapely.get_rings(shapely.orient_polygons(polygons), return_index=True)
+    points, ring = shapely.get_coordinates(rings, return_index=True)
+    starts = np.searchsorted(ring, np.arange(len(rings) + 1))
+    if len(rings) == len(polygons):
+        return PolyCollection(np.split(points, starts[1:-1]), **style)
+    codes = np.full(len(points), Path.LINETO, dtype=np.uint8)
+    codes[starts[:-1]], codes[starts[1:] - 1] = Path.MOVETO, Path.CLOSEPOLY
+    bounds = starts[np.searchsorted(owner, np.arange(len(polygons) + 1))]
+    paths = [Path(points[a:b], codes[a:b]) for a, b in pairwise(bounds)]
+    return PathCollection(paths, **style)
+
+
+def _painted(marks: Marks, colours: np.ndarray, box: Box, longest: int, edge: str | None) -> np.ndarray:
+    """RGBA image of many regions: by their true outlines where these are wider than a pixel, else as discs."""
+    from matplotlib.colors import to_rgba
+
+    um_per_px = max(box[2] - box[0], box[3] - box[1]) / longest
+    true = marks.region is not None and np.median(marks.radius) > 0.5 * um_per_px
+    if edge is not None:
+        colours = np.tile(to_rgba(edge), (len(marks.xy), 1))
+    if true:
+        return paint_outlines(marks.region, colours, box, longest, hollow=edge is not None)
+    return paint(marks.xy, marks.radius, colours, box, longest)
+
+
+def paint_outlines(region: Any, colours: np.ndarray, box: Box, longest: int, *, hollow: bool = False) -> np.ndarray:
+    """Paint many regions in their true outlines into an RGBA image.
+
+    Each pixel is asked at four points which region lies there, and takes the mean of their colours.
+
+    Parameters
+    ----------
+    region
+        Whose ``geometry.assign`` tells which row lies under a point (`regions.Region`).
+    colours
+        [n, 4] RGBA, 0 to 1, of its rows.
+    box
+        What the image shows, um.
+    longest
+        Pixels of its longer side.
+    hollow
+        Paint the borders alone: pixels in which two regions, or a region and none, meet.
+
+    Returns
+    -------
+    array
+        float32 [h, w, 4].
+    """
+    w, h, um = _pixels(box, longest)
+    x = box[0] + (np.arange(w * _SAMPLES) + 0.5) * um / _SAMPLES
+    y = box[1] + (np.arange(h * _SAMPLES) + 0.5) * um / _SAMPLES
+    palette = np.vstack([colours[:, :3], np.zeros(3)]).astype(np.float32)
+    out = np.zeros((h, w, 4), dtype=np.float32)
+    rows = max(1, _POINTS_AT_ONCE // (w * _SAMPLES**2))
+    for top in range(0, h, rows):
+        part = y[top * _SAMPLES : (top + rows) * _SAMPLES]
+        points = np.stack(np.broadcast_arrays(x[None, :], part[:, None]), axis=-1).reshape(-1, 2)
+        who = region.geometry.assign(points).reshape(-1, _SAMPLES, w, _SAMPLES)
+        if hollow:
+            who = np.where((who == who[:, :1, :, :1]).all((1, 3), keepdims=True), -1, who)
+        covered = (who >= 0).sum((1, 3))
+        total = palette[who].sum((1, 3))
+        out[top : top + rows, :, :3] = total / np.maximum(covered, 1)[..., None]
+        out[top : top + rows, :, 3] = covered / _SAMPLES**2
+    return out
+
+
+def _pixels(box: Box, longest: int) -> tuple[int, int, float]:
+    """Width and height of a painted map, and microns per pixel."""
+    um = max(box[2] - box[0], box[3] - box[1]) / longest
+    return max(1, round((box[2] - box[0]) / um)), max(1, round((box[3] - box[1]) / um)), um
 
 
 def paint(xy: np.ndarray, radius: np.ndarray, colours: np.ndarray, box: Box, longest: int) -> np.ndarray:
@@ -142,11 +233,10 @@ def paint(xy: np.ndarray, radius: np.ndarray, colours: np.ndarray, box: Box, lon
     array
         float32 [h, w, 4].
     """
-    per_um = longest / max(box[2] - box[0], box[3] - box[1])
-    w, h = max(1, round((box[2] - box[0]) * per_um)), max(1, round((box[3] - box[1]) * per_um))
-    col = np.floor((xy[:, 0] - box[0]) * per_um).astype(np.int64)
-    row = np.floor((xy[:, 1] - box[1]) * per_um).astype(np.int64)
-    reach = int(np.clip(np.median(radius) * per_um, 0, 12))
+    w, h, um = _pixels(box, longest)
+    col = np.floor((xy[:, 0] - box[0]) / um).astype(np.int64)
+    row = np.floor((xy[:, 1] - box[1]) / um).astype(np.int64)
+    reach = int(np.clip(np.median(radius) / um, 0, 12))
     total = np.zeros((h * w, 4))
     for dy in range(-reach, reach + 1):
         for dx in range(-reach, reach + 1):
@@ -255,6 +345,36 @@ def colour_bar(figure: Figure, ax: Any, low: float, high: float, *, cmap: str, l
     )
     bar.set_label(label, labelpad=3)
     bar.outline.set_visible(False)
+
+
+def legend(ax: Axes, entries: Sequence[tuple[str, str]], *, title: str | None = None) -> None:
+    """Names and their colours, beside a panel.
+
+    Parameters
+    ----------
+    ax
+        The panel.
+    entries
+        Name and colour of each.
+    title
+        Above them.
+    """
+    from matplotlib.lines import Line2D
+
+    style: dict[str, Any] = {"marker": "o", "linestyle": "", "markersize": 5, "markeredgewidth": 0}
+    ax.legend(
+        handles=[Line2D([], [], color=colour, label=name, **style) for name, colour in entries],
+        loc="upper left",
+        bbox_to_anchor=(1.0, 1.0),
+        borderaxespad=0.2,
+        handletextpad=0.1,
+        labelspacing=0.3,
+        columnspacing=0.8,
+        ncols=1 + (len(entries) - 1) // 14,
+        title=title,
+        title_fontsize=7,
+        alignment="left",
+    )
 
 
 def shade(values: np.ndarray, low: float, high: float, cmap: str) -> np.ndarray:

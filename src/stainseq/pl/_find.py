@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +18,11 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-POLYGONS_UP_TO = 20_000
+LABELS_AS_POLYGONS_UP_TO = 2_000
+"""Outlines of more labels take longer to trace than their pixels to read."""
+
+SYMBOLS = ("gene", "symbol", "gene_symbol", "gene_symbols", "gene_name", "gene_names", "feature_name")
+"""Columns of var in which others keep gene symbols."""
 
 
 @dataclass
@@ -39,6 +46,97 @@ class Values:
     codes: np.ndarray | None = None
     categories: list[str] | None = None
     unit: str = ""
+
+    def take(self, which: np.ndarray) -> Values:
+        """Those of some rows."""
+        numbers = None if self.numbers is None else self.numbers[which]
+        return Values(self.name, numbers, None if self.codes is None else self.codes[which], self.categories, self.unit)
+
+
+@dataclass
+class Part:
+    """One sample to be drawn.
+
+    Parameters
+    ----------
+    name
+        Of the sample.
+    data
+        Slide or table that it is in.
+    table
+        Its table, where one is needed.
+    rows
+        Its rows of the table; None is all.
+    """
+
+    name: str
+    data: Any
+    table: AnnData | None
+    rows: np.ndarray | None = None
+
+
+def parts(
+    data: Any, wanted: Sequence[str] | None, *, region: str, table_key: str | None, needs_table: bool
+) -> list[Part]:
+    """The samples of a slide, a table or several of them, in the order asked for.
+
+    Raises
+    ------
+    MissingError
+        No such sample, or none at all.
+    """
+    found: dict[str, Part] = {}
+    for name, item in _items(data):
+        for part in _parts_of(name, item, region=region, table_key=table_key, needs_table=needs_table):
+            if part.name in found:
+                raise InputError(f"two samples are named {part.name!r}", fix="give a dict of names and slides")
+            found[part.name] = part
+    if not found:
+        raise MissingError("nothing to draw", fix="give a slide, a table, or several")
+    unknown = [w for w in wanted or () if w not in found]
+    if unknown:
+        raise MissingError(f"no sample {unknown[0]!r}", fix=f"one of: {', '.join(found)}")
+    return list(found.values()) if wanted is None else [found[w] for w in wanted]
+
+
+def _items(data: Any) -> Iterator[tuple[str | None, Any]]:
+    if isinstance(data, Mapping):
+        for name, item in data.items():
+            yield str(name), _opened(item)
+    elif isinstance(data, (list, tuple)):
+        for number, item in enumerate(data):
+            opened = _opened(item)
+            facts = getattr(opened, "attrs", None) or {}
+            yield str(facts.get(keys.STAMP, {}).get("slide", f"sample {number + 1}")), opened
+    else:
+        yield None, _opened(data)
+
+
+def _opened(item: Any) -> Any:
+    from .. import tables
+
+    if isinstance(item, (str, os.PathLike)):
+        return tables.open_path(item)
+    return tables.modality(item) if tables.is_mudata(item) else item
+
+
+def _parts_of(name: str | None, item: Any, *, region: str, table_key: str | None, needs_table: bool) -> Iterator[Part]:
+    from anndata import AnnData
+
+    is_table = isinstance(item, AnnData)
+    table = table_of(item, region=region, table_key=table_key) if is_table or needs_table else None
+    column = table.obs[keys.SAMPLE].astype(str).to_numpy() if table is not None and keys.SAMPLE in table.obs else None
+    names = [] if column is None else sorted(set(column.tolist()), key=natural)
+    if column is None or len(names) < 2:
+        yield Part(name or (names[0] if names else "the data"), item, table)
+        return
+    for sample in names:
+        yield Part(sample, item, table, np.flatnonzero(column == sample))
+
+
+def natural(text: str) -> tuple[Any, ...]:
+    """Sorting key by which "s2" comes before "s10"."""
+    return tuple((0, int(t), "") if t.isdigit() else (1, 0, t) for t in re.split(r"(\d+)", text) if t)
 
 
 def predictions(sdata: SpatialData, region: str | None = None) -> list[str]:
@@ -81,28 +179,83 @@ def table_of(data: Any, *, region: str, table_key: str | None) -> AnnData:
 
 
 def values(table: AnnData, name: str, *, layer: str | None = None) -> Values:
-    """A gene (log-normalised where the table holds counts) or a column of obs.
+    """A gene (log-normalised where the table holds counts), a column of obs, or one of obsm as "KEY:COLUMN".
+
+    Genes are found by their id, or by their symbol where var has a column of symbols.
 
     Raises
     ------
     MissingError
-        Neither a gene nor a column.
+        Neither a gene nor a column; the message lists what is near.
     """
     if name in table.var_names:
         return _gene(table, name, layer)
-    if name not in table.obs:
-        close = [g for g in table.var_names if g.upper() == name.upper()][:1]
-        raise MissingError(
-            f"{name!r} is neither a gene nor a column of obs",
-            fix=f"did you mean {close[0]!r}?" if close else f"columns: {', '.join(map(str, table.obs.columns))}",
-        )
-    column = table.obs[name]
+    if name in table.obs:
+        return _column(name, table.obs[name])
+    array, _, which = name.rpartition(":")
+    if array in table.obsm:
+        return _column(name, _of_array(table.obsm[array], array, which))
+    by_symbol = _by_symbol(table, name)
+    if by_symbol is not None:
+        return _gene(table, by_symbol, layer)
+    raise MissingError(f"{name!r} is neither a gene nor a column of obs", fix=_near(table, name))
+
+
+def is_gene(table: AnnData | None, name: str | None) -> bool:
+    """Whether a name is drawn as a gene."""
+    if table is None or name is None:
+        return False
+    return name in table.var_names or (name not in table.obs and _by_symbol(table, name) is not None)
+
+
+def _column(name: str, column: Any) -> Values:
     if column.dtype.kind in "iuf":
         return Values(name, numbers=column.to_numpy(dtype=float))
     as_categories = column.astype("category")
     return Values(
         name, codes=as_categories.cat.codes.to_numpy(), categories=[str(c) for c in as_categories.cat.categories]
     )
+
+
+def _of_array(array: Any, key: str, which: str) -> Any:
+    """A column of an obsm entry: by name of a table, by number of an array."""
+    import pandas as pd
+
+    if isinstance(array, pd.DataFrame):
+        if which not in array:
+            there = ", ".join(map(str, array.columns[:12]))
+            raise MissingError(f"no column {which!r} in obsm[{key!r}]", fix=f"columns: {there}")
+        return array[which]
+    if not which.isdigit() or int(which) >= array.shape[1]:
+        raise MissingError(f"no column {which!r} in obsm[{key!r}]", fix=f"give a number up to {array.shape[1] - 1}")
+    return pd.Series(_dense(array[:, [int(which)]]))
+
+
+def _by_symbol(table: AnnData, name: str) -> str | None:
+    """Id of the one gene that has a symbol."""
+    for column in SYMBOLS:
+        if column in table.var:
+            found = table.var_names[(table.var[column].astype(str) == name).to_numpy()]
+            if len(found) == 1:
+                return str(found[0])
+    return None
+
+
+def _near(table: AnnData, name: str) -> str:
+    """What may have been meant: the same in other case, then what is spelt alike."""
+    import difflib
+
+    columns = [*map(str, table.obs.columns), *(f"{k}:0" for k in table.obsm if k != keys.SPATIAL)]
+    known = [*table.var_names, *columns]
+    for column in SYMBOLS:
+        known += table.var[column].astype(str).tolist() if column in table.var else []
+    upper = {str(k).upper(): str(k) for k in reversed(known)}
+    close = [upper[u] for u in difflib.get_close_matches(name.upper(), list(upper), n=3, cutoff=0.75)]
+    if name.upper() in upper:
+        close = [upper[name.upper()]]
+    if close:
+        return f"did you mean {' or '.join(repr(c) for c in close)}?"
+    return f"columns: {', '.join(columns)}"
 
 
 def _gene(table: AnnData, name: str, layer: str | None) -> Values:
@@ -125,8 +278,8 @@ def _dense(column: Any) -> np.ndarray:
     return np.asarray(column.toarray() if hasattr(column, "toarray") else column, dtype=float).ravel()
 
 
-def marks(data: Any, table: AnnData | None, region: str, *, box: Box | None = None) -> Marks:
-    """Geometry of a table's rows (or of all regions, without a table), in microns.
+def marks(data: Any, table: AnnData | None, region: str, *, rows: np.ndarray | None = None) -> Marks:
+    """Geometry of a table's rows (of some, or of all regions, without a table), in microns.
 
     Raises
     ------
@@ -139,17 +292,48 @@ def marks(data: Any, table: AnnData | None, region: str, *, box: Box | None = No
         if keys.SPATIAL not in table.obsm:
             raise MissingError("no coordinates", fix='put x and y into obsm["spatial"], in um')
         xy = np.asarray(table.obsm[keys.SPATIAL], dtype=float)[:, :2]
+        xy = xy if rows is None else xy[rows]
         return Marks(xy, np.full(len(xy), 0.45 * spacing(xy)))
     from .. import regions
 
     opened = regions.get(data, region)
-    rows = np.arange(len(opened)) if table is None else _rows(opened.ids, table, region)
-    xy = opened.centres_um[rows]
+    if table is not None:
+        at = _rows(opened.ids, table, region)
+        at = at if rows is None else at[rows]
+        opened = opened if np.array_equal(at, np.arange(len(opened))) else opened.take(at)
+    return _marks_of(data, opened)
+
+
+def _marks_of(data: Any, opened: Any) -> Marks:
+    import shapely
+
+    from .. import regions
+    from ..core.grids import bin_corners
+
+    xy, geometry = opened.centres_um, opened.geometry
+    if opened.kind == "shapes":
+        if geometry.radius is not None:
+            return Marks(xy, geometry.radius, region=opened)
+        radius = np.sqrt(shapely.area(geometry.geometry) / np.pi)
+        return Marks(xy, radius, polygons=geometry.geometry, region=opened)
+
     if opened.kind == "grid":
-        return Marks(xy, np.full(len(xy), 0.5 * spacing(xy)), square=True)
-    if len(opened) <= POLYGONS_UP_TO:
-        return _shapes(regions.read_window(data, opened, _around(opened.centres_um)), opened.ids[rows], xy)
-    return Marks(xy, np.full(len(xy), 0.5 * spacing(xy)))
+        bins = geometry
+        squares = lambda index: shapely.polygons(  # noqa: E731
+            bin_corners(bins.rows[index], bins.cols[index], transform=bins.transform)
+        )
+        return Marks(xy, np.full(len(xy), 0.5 * bins.pitch_um()), polygons=squares, region=opened)
+    radius = np.full(len(xy), 0.5 * spacing(xy))
+    if len(xy) > LABELS_AS_POLYGONS_UP_TO:
+        return Marks(xy, radius, region=opened, paint=True)
+
+    def traced(index: np.ndarray) -> np.ndarray:
+        some = opened.take(index)
+        low, high = some.centres_um.min(0) - 1, some.centres_um.max(0) + 1
+        frame = regions.read_window(data, opened, (float(low[0]), float(low[1]), float(high[0]), float(high[1])))
+        return np.asarray(frame.geometry.reindex(some.ids))
+
+    return Marks(xy, radius, polygons=traced, region=opened)
 
 
 def _has_region(data: SpatialData, region: str) -> bool:
@@ -168,20 +352,6 @@ def _rows(ids: np.ndarray, table: AnnData, region: str) -> np.ndarray:
             fix="draw the region that the table belongs to (region=)",
         )
     return np.asarray(rows)
-
-
-def _shapes(frame: Any, ids: np.ndarray, xy: np.ndarray) -> Marks:
-    found = frame.reindex(ids)
-    if "radius" in found:
-        return Marks(xy, found["radius"].to_numpy(dtype=float))
-    parts = [g if g.geom_type == "Polygon" else max(g.geoms, key=lambda p: p.area) for g in found.geometry]
-    return Marks(xy, np.sqrt(found.geometry.area.to_numpy() / np.pi), polygons=parts)
-
-
-def _around(xy: np.ndarray) -> Box:
-    margin = 1 + np.ptp(xy, axis=0).max(initial=1.0)
-    low, high = xy.min(0) - margin, xy.max(0) + margin
-    return float(low[0]), float(low[1]), float(high[0]), float(high[1])
 
 
 def spacing(xy: np.ndarray) -> float:
