@@ -47,6 +47,7 @@ def test_both_fits_find_any_planted_lattice(mpp: float, degrees: float, mirror: 
     fit = frames.fit_design(design, xy, pitch_um=100)
     assert fit.mpp == pytest.approx(mpp, rel=1e-9)
     assert fit.stretch == pytest.approx(1, abs=1e-9)
+    assert fit.mirrored == mirror
     lattice = frames.fit_lattice(xy)
     assert np.sqrt(cell / lattice.cell_px2) == pytest.approx(mpp, rel=1e-6)
     assert lattice.angle_deg == pytest.approx({"h": 60.1135, "s": 90, "2": 83.89}[kind], abs=0.02)

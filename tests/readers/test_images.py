@@ -14,7 +14,7 @@ import tifffile
 from PIL import Image
 
 from stainseq.errors import DependencyError, FormatError, ScaleError
-from stainseq.readers import _images
+from stainseq.readers import _scale
 from stainseq.readers._images import open_image, sampled
 
 
@@ -309,14 +309,17 @@ def test_resolution_tags_only_when_plausible(
 def test_mpp_is_never_guessed(tmp_path: Path, rgb: np.ndarray) -> None:
     tifffile.imwrite(tmp_path / "a.tif", rgb, photometric="rgb", resolution=(20000, 10000), resolutionunit="CENTIMETER")
     with pytest.raises(ScaleError, match="not square"):
-        _images.resolve_mpp(open_image(tmp_path / "a.tif"), None)
+        _scale.resolve_mpp(open_image(tmp_path / "a.tif"), None)
     tifffile.imwrite(tmp_path / "b.tif", rgb, photometric="rgb")
     with pytest.raises(ScaleError, match=r"b\.tif.*--mpp"):
-        _images.resolve_mpp(open_image(tmp_path / "b.tif"), None)
-    assert _images.resolve_mpp(open_image(tmp_path / "b.tif"), 0.4) == (0.4, "--mpp")
-    for bad in (0, -1, float("nan")):
-        with pytest.raises(ValueError, match="no pixel size"):
-            _images.check_mpp(bad)
+        _scale.resolve_mpp(open_image(tmp_path / "b.tif"), None)
+    assert _scale.resolve_mpp(open_image(tmp_path / "b.tif"), 0.4) == (0.4, "--mpp")
+    for bad in (0, -1, float("nan"), float("inf"), 500, 0.01):
+        with pytest.raises(ValueError, match=r"no pixel size.*0\.05 to 100"):
+            _scale.check_mpp(bad)
+    assert _scale.check_mpp(0.7, fitted=0.69) == 0.7
+    with pytest.raises(ScaleError, match=r"contradicts the array, whose pitch says 0\.69.*leave --mpp out"):
+        _scale.check_mpp(0.25, fitted=0.69)
 
 
 def test_sampling_takes_the_coarsest_level_that_will_do(tmp_path: Path, rgb: np.ndarray) -> None:

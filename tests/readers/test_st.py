@@ -193,6 +193,86 @@ def test_spots_and_picture_in_different_frames(tmp_path: Path, make: ModuleType,
     assert ss.io.read(tmp_path, check_frame=False)["counts_spots"].n_obs == len(truth.ids)
 
 
+def _transform_pixels(folder: Path, matrix: list[list[float]], size: tuple[int, int]) -> None:
+    """Turn or mirror picture and pixel coordinates alike; `size` is (height, width) of the picture before."""
+    from PIL import Image
+
+    table = pd.read_csv(folder / "S1_selection.tsv", sep="\t")
+    pixels = np.array(Image.open(folder / "S1_HE.jpg"))
+    xy = table[["pixel_x", "pixel_y"]].to_numpy() @ np.array(matrix).T
+    if matrix[0][0] == 0:
+        pixels = pixels.transpose(1, 0, 2)
+    for axis in (0, 1):
+        if sum(matrix[axis]) < 0:
+            xy[:, axis] += size[1 - axis] if matrix[0][0] else size[axis]
+            pixels = np.flip(pixels, axis=1 - axis)
+    table[["pixel_x", "pixel_y"]] = xy
+    table.to_csv(folder / "S1_selection.tsv", sep="\t", index=False)
+    Image.fromarray(np.ascontiguousarray(pixels)).save(folder / "S1_HE.jpg", quality=95)
+
+
+def _off_centre(folder: Path) -> tuple[int, int]:
+    """Keep the tissue of the upper part and its spots, so that the exchange of x and y is seen in the picture."""
+    from PIL import Image
+
+    table = pd.read_csv(folder / "S1_selection.tsv", sep="\t")
+    pixels = np.array(Image.open(folder / "S1_HE.jpg"))
+    pixels[800:] = 243
+    table.loc[table["pixel_y"] > 780, "selected"] = 0
+    table.to_csv(folder / "S1_selection.tsv", sep="\t", index=False)
+    Image.fromarray(pixels).save(folder / "S1_HE.jpg", quality=95)
+    return pixels.shape[:2]
+
+
+def test_x_and_y_exchanged(tmp_path: Path, make: ModuleType) -> None:
+    """Three quarters of the spots still lie on tissue, yet the table is refused, with the fix."""
+    make.st(tmp_path)
+    _off_centre(tmp_path)
+    right = ss.io.read(tmp_path).attrs["stainseq"]["frame"]
+    assert right["spots_on_tissue"] > 0.95
+    table = pd.read_csv(tmp_path / "S1_selection.tsv", sep="\t")
+    swapped = table.assign(pixel_x=table["pixel_y"], pixel_y=table["pixel_x"])
+    swapped.to_csv(tmp_path / "S1_selection.tsv", sep="\t", index=False)
+    with pytest.raises(ScaleError, match=r"x and y are exchanged.*spots on tissue, exchanged \d+% would be") as caught:
+        ss.io.read(tmp_path)
+    share = int(str(caught.value).split(" with ")[1].split("%")[0])
+    assert 50 <= share <= 90
+    assert "the two coordinate columns the other way round" in str(caught.value)
+    assert ss.io.read(tmp_path, check_frame=False)["counts_spots"].n_obs > 100
+
+
+@pytest.mark.parametrize("matrix", [[[-1, 0], [0, 1]], [[1, 0], [0, -1]], [[0, 1], [1, 0]], [[0, -1], [1, 0]]])
+def test_pictures_that_were_flipped_or_turned_pass(tmp_path: Path, make: ModuleType, matrix: list[list[float]]) -> None:
+    truth = make.st(tmp_path)
+    _transform_pixels(tmp_path, matrix, _off_centre(tmp_path))
+    sdata = ss.io.read(tmp_path)
+    facts, notes = sdata.attrs["stainseq"], sdata["counts_spots"].uns["stainseq_read"]["notes"]
+    assert facts["mpp"] == pytest.approx(truth.mpp, rel=1e-3)
+    assert facts["frame"]["spots_on_tissue"] > 0.95
+    assert any("mirrored" in n for n in notes) == (np.linalg.det(matrix) < 0)
+
+
+def test_a_pixel_size_that_contradicts_the_array(tmp_path: Path, make: ModuleType) -> None:
+    make.st(tmp_path)
+    with pytest.raises(ScaleError, match=r"0.5 um per pixel contradicts the array, whose pitch says 6\.25"):
+        ss.io.read(tmp_path, mpp=0.5)
+
+
+def test_spots_without_counts_are_noted(tmp_path: Path, make: ModuleType) -> None:
+    make.st(tmp_path)
+    _counts_text(tmp_path / "S1_counts.tsv.gz", lambda t: [t[0], t[1].split("\t")[0] + "\t0" * 6, *t[2:]])
+    assert any(n.startswith("1 of ") and n.endswith("spots have no count at all") for n in _notes(tmp_path))
+    _counts_text(tmp_path / "S1_counts.tsv.gz", lambda t: [t[0], *[r.split("\t")[0] + "\t0" * 6 for r in t[1:]]])
+    assert "all counts are zero" in _notes(tmp_path)
+
+
+def _notes(path: Path) -> list[str]:
+    sdata = ss.io.read(path)
+    notes = sdata.attrs["stainseq"]["notes"]
+    assert notes == sdata["counts_spots"].uns["stainseq_read"]["notes"]
+    return notes
+
+
 def _counts_text(path: Path, change: Any) -> None:
     text = gzip.decompress(path.read_bytes()).decode().splitlines()
     path.write_bytes(gzip.compress(("\n".join(change(text)) + "\n").encode()))
@@ -207,7 +287,18 @@ def _counts_text(path: Path, change: Any) -> None:
         (lambda t: [*t[:4], t[4].rsplit("\t", 1)[0] + "\t1.5", *t[5:]], InputError, r"no whole number \(1.5\)"),
         (lambda t: [*t[:4], t[4].rsplit("\t", 1)[0] + "\tNaN", *t[5:]], InputError, "missing count"),
         (lambda t: [*t[:-1], t[-1][:6]], FormatError, "truncated"),
-        (lambda t: [t[0]], FormatError, "no supported platform"),
+        (lambda t: [t[0]], FormatError, "a counts table without rows"),
+        (
+            lambda t: [t[0], *[r.replace("\t", ".25\t").replace("x", "x", 1) + ".5" for r in t[1:]]],
+            InputError,
+            r"no whole number",
+        ),
+        (lambda t: [t[0], *[r.split("\t", 1)[0] + "\t0.5" * 6 for r in t[1:]]], InputError, r"no whole number \(0.5\)"),
+        (
+            lambda t: [t[0], *[f"spot{i}\t" + r.split("\t", 1)[1] for i, r in enumerate(t[1:])]],
+            InputError,
+            "no id in c",
+        ),
         (
             lambda t: [t[0], *[f"{1000 + i}x1\t" + r.split("\t", 1)[1] for i, r in enumerate(t[1:])]],
             InputError,
@@ -230,6 +321,9 @@ def test_a_truncated_gzip_and_an_empty_file(tmp_path: Path, make: ModuleType) ->
     with pytest.raises(FormatError, match=r"ends too early.*S1_counts"):
         ss.io.read(tmp_path, counts=path)
     path.write_bytes(b"")
+    with pytest.raises(FormatError, match=r"an empty counts table.*S1_counts"):
+        ss.io.read(tmp_path)
+    (tmp_path / "S1_selection.tsv").unlink()
     with pytest.raises(FormatError, match="no Spatial Transcriptomics slide"):
         ss.io.read(tmp_path, platform="st")
 

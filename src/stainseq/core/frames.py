@@ -42,6 +42,11 @@ CORNER = 0.08, 0.6, 1.8
 """Spots that all lie on tissue may still be in the frame of a smaller picture. Refused only if they cover less than
 the first share of the tissue while coordinates magnified by at least the third number cover more than the second."""
 
+EXCHANGED = 0.05
+"""Where the array lies mirrored against the picture, x and y exchanged must not put this much more of the spots on
+tissue. A mirrored array alone is no fault: pictures are flipped, and Space Ranger fits all eight orientations. On real
+sections the exchange loses 0.11 to 0.69."""
+
 
 @dataclass(frozen=True)
 class PitchFit:
@@ -58,12 +63,19 @@ class PitchFit:
         Root mean square residual per axis, um.
     n
         Spots used, after those off by more than six robust deviations were left out.
+    mirrored
+        The array lies mirrored in the picture: the picture was flipped, or x and y are exchanged.
     """
 
     mpp: float
     stretch: float
     rms_um: float
     n: int
+    mirrored: bool = False
+
+    def told(self) -> dict[str, float]:
+        """What the facts of a slide keep of it."""
+        return {"mpp": self.mpp, "stretch": self.stretch, "rms_um": self.rms_um, "n": self.n}
 
 
 def fit_design(design_um: np.ndarray, xy_px: np.ndarray, *, pitch_um: float) -> PitchFit:
@@ -107,9 +119,9 @@ def fit_design(design_um: np.ndarray, xy_px: np.ndarray, *, pitch_um: float) -> 
     if rms_um > MAX_RESIDUAL * pitch_um:
         raise ScaleError(
             f"spots do not lie on an array of {pitch_um:g} um pitch (residual {rms_um:.0f} um)",
-            fix="pass the pixel size (--mpp), or the array's pitch (pitch_um)",
+            fix="pass the pixel size (--mpp), or the array's pitch (--option pitch_um=)",
         )
-    return PitchFit(mpp, float(major / minor), rms_um, int(used.sum()))
+    return PitchFit(mpp, float(major / minor), rms_um, int(used.sum()), bool(np.linalg.det(linear) < 0))
 
 
 def st_array(xy: np.ndarray) -> str | None:
@@ -278,11 +290,14 @@ class FrameCheck:
         Share of spots on tissue; NaN where the picture has no two classes to tell apart.
     tissue
         Share of the picture that is tissue.
+    exchanged
+        Share of spots on tissue had x and y been exchanged; NaN where that cannot be told, or was not asked.
     """
 
     inside: float
     on_tissue: float
     tissue: float
+    exchanged: float = float("nan")
 
 
 def check_frame(
@@ -293,14 +308,15 @@ def check_frame(
     mpp: float,
     cell_um2: float,
     named: Mapping[str, float] | None = None,
+    mirrored: bool = False,
     where: object = None,
 ) -> FrameCheck:
     """Do spots and image belong to one frame?
 
     Refused are spots of which less than `MIN_INSIDE` lie in the image or less than `MIN_ON_TISSUE` on tissue, spots
     that another scale fits much better (`BETTER`), and spots crowded into a corner of the tissue while magnified
-    coordinates would cover it (`CORNER`). Give only spots
-    that are said to be under tissue.
+    coordinates would cover it (`CORNER`), and spots of a mirrored array that lie better with x and y exchanged
+    (`EXCHANGED`). Give only spots that are said to be under tissue.
 
     Parameters
     ----------
@@ -316,6 +332,8 @@ def check_frame(
         Area of array that one spot stands for.
     named
         Scale factors worth trying, by name (those of the vendor's side file).
+    mirrored
+        Whether the array lies mirrored in these coordinates (`PitchFit`).
     where
         What the message names.
 
@@ -335,7 +353,15 @@ def check_frame(
     tissue = float(mask.mean())
     told = 0.01 < tissue < 0.97
     on, cover = _overlap(points, mask, cell)
-    check = FrameCheck(inside, on if told else float("nan"), tissue)
+    exchanged = _overlap(points[:, ::-1], mask, cell)[0] if mirrored and told else float("nan")
+    if exchanged >= on + EXCHANGED:
+        raise ScaleError(
+            f"x and y are exchanged: the array lies mirrored in the picture with {on:.0%} of {len(points)} spots on "
+            f"tissue, exchanged {exchanged:.0%} would be",
+            where=where,
+            fix="give the two coordinate columns the other way round (--option check_frame=false lets them be)",
+        )
+    check = FrameCheck(inside, on if told else float("nan"), tissue, exchanged)
     bad = inside < MIN_INSIDE or (told and on < MIN_ON_TISSUE)
     if not bad and not (told and (cover < CORNER[0] or on < BETTER[0])):
         return check
@@ -410,6 +436,9 @@ def _advice(points: np.ndarray, mask: np.ndarray, best: tuple[str, float, float,
         known = f" ({name})" if name else ""
         return (
             f"coordinates times {factor:.4g}{known} would put {on:.0%} on tissue: give the image that the coordinates "
-            f"were made on, or that scale (scale={factor:.4g})"
+            f"were made on, or that scale (--option scale={factor:.4g})"
         )
-    return "no single scale fits: check that image and coordinates are of the same slide (check_frame=False skips this)"
+    return (
+        "no single scale fits: check that image and coordinates are of the same slide (--option check_frame=false "
+        "skips this)"
+    )

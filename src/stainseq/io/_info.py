@@ -12,7 +12,7 @@ from ..errors import FormatError, MissingError, StainseqError, StoreError
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-_HIDDEN_FACTS = ("files",)
+_HIDDEN_FACTS = ("files", "notes")
 
 
 def info(path: str | os.PathLike[str], *, repair: bool = True) -> dict[str, Any]:
@@ -81,6 +81,7 @@ def _store(path: Path, repair: bool) -> dict[str, Any]:
         "facts": {k: v for k, v in store.facts(sdata).items() if k not in _HIDDEN_FACTS},
         "elements": elements,
         "steps": steps,
+        "notes": _notes(sdata),
         "problems": problems,
         "repaired": repaired,
     }
@@ -104,14 +105,19 @@ def _source(path: Path) -> dict[str, Any]:
     except StainseqError as e:
         return found | {"problems": [str(e)]}
     facts = dict(sdata.attrs.get(keys.STAMP, {}))
-    notes = [
-        str(line) for table in sdata.tables.values() for line in table.uns.get("stainseq_read", {}).get("notes", [])
-    ]
     return found | {
         "facts": {k: v for k, v in facts.items() if k not in _HIDDEN_FACTS},
         "elements": _elements(sdata),
-        "notes": notes,
+        "notes": _notes(sdata),
     }
+
+
+def _notes(sdata: SpatialData) -> list[str]:
+    """What the reader noticed, dropped or changed; stores of the first version have it in their tables alone."""
+    noted = sdata.attrs.get(keys.STAMP, {}).get("notes")
+    if noted is None:
+        noted = [n for t in sdata.tables.values() for n in t.uns.get("stainseq_read", {}).get("notes", [])]
+    return [str(line) for line in noted]
 
 
 def _elements(sdata: SpatialData) -> list[dict[str, str]]:

@@ -25,6 +25,9 @@ logger = logging.getLogger("stainseq")
 READ = "stainseq_read"
 """Key in a table's uns: what the reader noticed, dropped or changed."""
 
+NOTES = "notes"
+"""Key in the facts: the same, also of slides without a table; `info` and `convert` print it."""
+
 FILES = "files"
 """Key in the facts: the files that were used, by role. `io.convert` turns it into fingerprints."""
 
@@ -116,7 +119,7 @@ def join(positions: pd.Index, counted: list[str], *, notes: Notes, where: object
         raise InputError(
             f"no {what}: an empty slide",
             where=where,
-            fix="off_tissue=True keeps spots off tissue; --platform wsi converts the image alone",
+            fix="--option off_tissue=true keeps spots off tissue; --platform wsi converts the image alone",
         )
     rows = pd.Index(counted).get_indexer(positions)
     found = int((rows >= 0).sum())
@@ -132,7 +135,14 @@ def join(positions: pd.Index, counted: list[str], *, notes: Notes, where: object
 
 
 def check(
-    picture: Picture, spots_px: np.ndarray, *, mpp: float, cell_um2: float, named: Mapping[str, float] | None = None
+    picture: Picture,
+    spots_px: np.ndarray,
+    *,
+    mpp: float,
+    cell_um2: float,
+    notes: Notes,
+    named: Mapping[str, float] | None = None,
+    mirrored: bool = False,
 ) -> dict[str, float]:
     """Frame check of spots against a picture.
 
@@ -146,8 +156,12 @@ def check(
         Microns per level-0 pixel.
     cell_um2
         Area of array that one spot stands for.
+    notes
+        Told when the array lies mirrored in the picture.
     named
         Scale factors worth trying.
+    mirrored
+        Whether the array lies mirrored in these coordinates.
 
     Returns
     -------
@@ -157,12 +171,18 @@ def check(
     Raises
     ------
     ScaleError
-        They are in different frames; says what scale would fit.
+        They are in different frames, or x and y are exchanged; says what would fit.
     """
     small, factor = sampled(picture.levels, max_px=_THUMBNAIL_PX)
     found = frames.check_frame(
-        spots_px, small, factor=factor, mpp=mpp, cell_um2=cell_um2, named=named, where=picture.path
+        spots_px, small, factor=factor, mpp=mpp, cell_um2=cell_um2, named=named, mirrored=mirrored, where=picture.path
     )
+    if mirrored:
+        told = f"{found.on_tissue:.0%} of the spots lie on tissue, {found.exchanged:.0%} with x and y exchanged"
+        notes(
+            "the array lies mirrored in the picture, which is right only if the picture was flipped"
+            + (f" ({told})" if np.isfinite(found.exchanged) else "")
+        )
     shares = {"spots_inside": found.inside, "spots_on_tissue": found.on_tissue, "tissue_share": found.tissue}
     return {k: round(v, 4) for k, v in shares.items() if np.isfinite(v)}
 
@@ -271,6 +291,12 @@ def assemble(
     """
     from spatialdata import SpatialData
 
+    if spots is not None and len(spots.ids):
+        void = int((np.asarray(spots.X.sum(axis=1)) == 0).sum())
+        if void == len(spots.ids):
+            notes("all counts are zero")
+        elif void:
+            notes(f"{void} of {len(spots.ids)} spots have no count at all")
     mpp = facts.get("mpp")
     scales = dict(others or {})
     images, shapes, tables = {}, {}, {}
@@ -283,7 +309,7 @@ def assemble(
             scales = {"global": 1 / mpp, **scales}
         shapes[keys.SPOTS], tables[keys.counts(keys.SPOTS)] = spots_elements(spots, notes=notes, scales=scales)
     sdata = SpatialData(images=images, shapes=shapes, tables=tables)
-    sdata.attrs[keys.STAMP] = {k: v for k, v in facts.items() if v is not None}
+    sdata.attrs[keys.STAMP] = {k: v for k, v in facts.items() if v is not None} | {NOTES: list(notes.lines)}
     return sdata
 
 

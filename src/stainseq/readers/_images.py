@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import DependencyError, FormatError, InputError, ScaleError
+from ..errors import DependencyError, FormatError
 
 if TYPE_CHECKING:
     from dask.array import Array
@@ -26,9 +26,6 @@ logger = logging.getLogger("stainseq")
 
 CHUNK = 2048
 """Side of the blocks handed to dask: 12 MB of RGB, so that a 100,000 px slide is some thousand tasks a level."""
-
-SQUARE = 0.01
-"""Pixels whose sides differ by more than this share have no single mpp."""
 
 _MAGIC = {
     "jpeg": (b"\xff\xd8\xff",),
@@ -431,45 +428,3 @@ def sampled(levels: tuple[Array, ...], *, max_px: int) -> tuple[np.ndarray, floa
     start = step // 2
     pixels = np.asarray(fit[-1][start::step, start::step].compute())
     return pixels, step * levels[0].shape[0] / fit[-1].shape[0]
-
-
-def resolve_mpp(picture: Picture, mpp: float | None) -> tuple[float, str]:
-    """Microns per pixel of a picture: the one given, else the metadata's; never a guess.
-
-    Returns
-    -------
-    tuple
-        mpp and where it is from ("--mpp" or the name of the metadata).
-
-    Raises
-    ------
-    ScaleError
-        Neither is there, or the pixels are not square.
-    """
-    if mpp is not None:
-        return check_mpp(mpp), "--mpp"
-    if picture.mpp is None:
-        raise ScaleError(
-            "no pixel size in the image's metadata", where=picture.path, fix="pass the microns per pixel (--mpp)"
-        )
-    x, y = picture.mpp
-    if abs(x / y - 1) > SQUARE:
-        raise ScaleError(
-            f"pixels of {x:g} x {y:g} um are not square",
-            where=picture.path,
-            fix="resample the image, or pass one size (--mpp)",
-        )
-    return float(np.sqrt(x * y)), str(picture.mpp_from)
-
-
-def check_mpp(mpp: float) -> float:
-    """A usable pixel size.
-
-    Raises
-    ------
-    InputError
-        Not a positive number.
-    """
-    if not (np.isfinite(mpp) and mpp > 0):
-        raise InputError(f"mpp={mpp} is no pixel size", fix="give microns per pixel, such as 0.5")
-    return float(mpp)

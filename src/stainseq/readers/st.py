@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 PRIORITY = 10
 
 _TABLE = re.compile(r"\.(tsv|csv|txt)(\.gz)?$", re.IGNORECASE)
+_NAMED_COUNTS = re.compile(r"count|stdata|umi|matrix", re.IGNORECASE)
+_NUMBER = re.compile(r"-?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?|nan|na|", re.IGNORECASE)
 _ENDING = re.compile(r"[._-]*(counts?|stdata|count_matrix|data)?$", re.IGNORECASE)
 _RADIUS_UM = {"1k": 50.0, "2k": 55.0}
 _STEP_UM = {"1k": frames.ST_1K_STEP_UM, "2k": frames.ST_2K_STEP_UM}
@@ -130,7 +132,8 @@ def read(
     if picture is not None and check_frame:
         inside = table["in_tissue"].to_numpy() == 1 if "in_tissue" in table else np.ones(len(table), bool)
         cell = frame.step_um[0] * frame.step_um[1] * (2 if frame.array == "2k" else 1)
-        facts["frame"] = check(picture, frame.xy_um[inside] / facts["mpp"], mpp=facts["mpp"], cell_um2=cell)
+        xy_px = frame.xy_um[inside] / facts["mpp"]
+        facts["frame"] = check(picture, xy_px, mpp=facts["mpp"], cell_um2=cell, notes=notes, mirrored=frame.mirrored)
     spots.xy_um = frame.xy_um
     spots.radius_um = (spot_diameter_um or 2 * _RADIUS_UM.get(frame.array or "", frame.pitch_um / 4)) / 2
     facts |= {"array": frame.array, "pitch_um": frame.pitch_um, "spot_diameter_um": 2 * spots.radius_um}
@@ -153,6 +156,9 @@ def _slides(path: Path) -> list[_Slide]:
         return []
     tables = {p: what for p in files if _TABLE.search(p.name) and (what := _role(p))}
     found = [_Slide(_stem(p), p) for p, what in tables.items() if what == "counts"]
+    if not found and "positions" in tables.values():
+        # Beside a spot table, counts that are empty or of other ids are still meant to be counts: reading says why not.
+        found = [_Slide(_stem(p), p) for p, what in tables.items() if what == "counts?"]
     if path.is_file():
         found = [s for s in found if s.counts == path or _belongs(path, s.name) or len(found) == 1]
     elif prefix:
@@ -183,14 +189,18 @@ def _pictures(files: list[Path]) -> list[Path]:
 
 
 def _role(path: Path) -> str | None:
-    """ "counts", "positions", "labels" or "shares" by the header and first row; None for anything else."""
+    """ "counts", "positions", "labels" or "shares" by the header and first row; None for anything else.
+
+    "counts?" is what is named as counts without looking like them: empty, or of ids that are no places.
+    """
     from ._tables import open_text, separator_of, xy_of_id
 
+    named = "counts?" if _NAMED_COUNTS.search(path.name) else None
     try:
         with open_text(path) as f:
             lines = [f.readline(1 << 24).decode("utf-8-sig", "replace").rstrip("\r\n") for _ in range(2)]
     except (OSError, EOFError, zlib.error):
-        return None
+        return named
     sep = separator_of(lines[0])
     header, row = ([v.strip().strip('"') for v in line.split(sep)] for line in lines)
     names = {h.lower() for h in header}
@@ -200,11 +210,14 @@ def _role(path: Path) -> str | None:
         return "positions" if {"pixel_x", "pixel_y"} <= names or {"new_x", "new_y"} <= names else None
     if len(row) < 2 or not re.fullmatch(r"X?-?[\d.]+x-?[\d.]+", row[0]) or xy_of_id(row[0]) is None:
         spots_in_header = sum(re.fullmatch(r"X?[\d.]+x[\d.]+", h) is not None for h in header[:20])
-        return "counts" if spots_in_header >= 3 else None
+        return "counts" if spots_in_header >= 3 else named
     values = [v for v in row[1:] if v]
     if all(re.fullmatch(r"-?\d+(\.0+)?", v) for v in values[:200]):
         return "counts"
-    return "shares" if len(values) < 200 else None
+    if not all(_NUMBER.fullmatch(v) for v in values[:200]):
+        return named
+    # Fractions: proportions where there are few and none is named as counts, else counts that reading will refuse.
+    return "counts" if named or len(values) >= 200 else "shares"
 
 
 def _one(path: Path, **given: str | Path | None) -> _Slide:
@@ -271,7 +284,7 @@ def _positions(slide: _Slide, counts: Counts) -> pd.DataFrame:
             raise InputError(
                 f"{len(lost)} ids without a place ({', '.join(lost[:3])})",
                 where=slide.counts,
-                fix="give the spot table (positions=FILE)",
+                fix="give the spot table (--option positions=FILE)",
             )
         return pd.DataFrame(places, columns=["x", "y"])
     table = read_table(slide.positions)
@@ -309,6 +322,7 @@ class _Frame:
     array: str | None
     pitch_um: float
     step_um: tuple[float, float]
+    mirrored: bool = False
 
 
 def _place(
@@ -323,7 +337,7 @@ def _place(
     notes: Notes,
 ) -> _Frame:
     """Spots in microns; writes ``mpp``, ``mpp_from`` and ``fit`` into the facts."""
-    from ._images import check_mpp
+    from ._scale import check_mpp
 
     array = frames.st_array(everywhere[["x", "y"]].to_numpy(dtype=float))
     nominal = _PITCH_UM.get(array or "", np.nan)
@@ -336,7 +350,7 @@ def _place(
             raise ScaleError(
                 "the spots have no pixel coordinates for this image",
                 where=facts["slide"],
-                fix="give a spot table with pixel_x and pixel_y, or leave the image out (image=none)",
+                fix="give a spot table with pixel_x and pixel_y, or leave the image out (--option image=none)",
             )
         if not np.isfinite(pitch):
             raise _undecided(facts)
@@ -344,15 +358,16 @@ def _place(
         return _Frame(_places(table) * step, array, pitch, step)
     fit = _fit(everywhere, step, pitch, scale=scale, forced=mpp is not None, facts=facts)
     xy_px = table[["pixel_x", "pixel_y"]].to_numpy(dtype=float) * scale
-    facts["mpp"] = check_mpp(mpp) if mpp is not None else fit.mpp if fit else np.nan
+    fitted = fit.mpp if fit else None
+    facts["mpp"] = check_mpp(mpp, fitted=fitted, where=facts["slide"]) if mpp is not None else fitted or np.nan
     facts["mpp_from"] = "--mpp" if mpp is not None else "array pitch"
     if fit:
-        facts["fit"] = {"mpp": fit.mpp, "stretch": fit.stretch, "rms_um": fit.rms_um, "n": fit.n}
+        facts["fit"] = fit.told()
         said = f"array pitch of {pitch:g} um ({array or 'given'}): {fit.mpp:.4f} um/px"
         notes(f"{said}, stretch {fit.stretch:.4f}, residual {fit.rms_um:.2f} um, {fit.n} spots")
         if mpp is not None and abs(mpp / fit.mpp - 1) > 0.02:
             notes(f"--mpp {mpp:g} is {mpp / fit.mpp - 1:+.1%} off what the array's pitch says")
-    return _Frame(xy_px * facts["mpp"], array, pitch, step)
+    return _Frame(xy_px * facts["mpp"], array, pitch, step, mirrored=fit is not None and fit.mirrored)
 
 
 def _places(table: pd.DataFrame) -> np.ndarray:
@@ -380,7 +395,7 @@ def _undecided(facts: dict[str, Any]) -> ScaleError:
     return ScaleError(
         "the places do not tell a 1k from a 2k array",
         where=facts["slide"],
-        fix="pass the pixel size (--mpp), or the array's pitch (pitch_um: 200 for 1k, 150 for 2k)",
+        fix="pass the pixel size (--mpp), or the array's pitch (--option pitch_um=200 for 1k, 150 for 2k)",
     )
 
 

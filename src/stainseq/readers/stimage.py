@@ -114,7 +114,8 @@ def read(
         The pixel size cannot be fitted; image and spots are in different frames.
     """
     from ._build import Notes, Spots, assemble, check, join, join_side_table, used_files
-    from ._images import check_mpp, open_image
+    from ._images import open_image
+    from ._scale import check_mpp
     from ._tables import check_ids, read_text_counts, var_table, xy_of_id
 
     facts = dict(facts or {})
@@ -131,7 +132,8 @@ def read(
     kept, rows = coord[rows >= 0], rows[rows >= 0]
     facts["tech"] = _technology(slide, list(coord.index), tech)
     kind, fit = _fit(coord, facts["tech"], scale=scale, pitch_um=pitch_um, forced=mpp is not None)
-    facts["mpp"] = check_mpp(mpp) if mpp is not None else fit["mpp"]
+    mirrored = bool(fit.pop("mirrored", False))
+    facts["mpp"] = check_mpp(mpp, fitted=fit.get("mpp"), where=slide.name) if mpp is not None else fit["mpp"]
     facts["mpp_from"] = "--mpp" if mpp is not None else "array pitch"
     xy_px = kept[["xaxis", "yaxis"]].to_numpy(dtype=float) * scale
     radius = _RADIUS_UM[kind] * (pitch_um or _PITCH_UM[kind]) / _PITCH_UM[kind]
@@ -139,7 +141,8 @@ def read(
     _report(kept, facts, fit, radius, scale, notes)
     picture = open_image(slide.image) if slide.image else None
     if picture is not None and check_frame:
-        facts["frame"] = check(picture, xy_px, mpp=facts["mpp"], cell_um2=_cell_um2(kind, facts["pitch_um"]))
+        cell = _cell_um2(kind, facts["pitch_um"])
+        facts["frame"] = check(picture, xy_px, mpp=facts["mpp"], cell_um2=cell, notes=notes, mirrored=mirrored)
     var, renamed = var_table(counts)
     if renamed:
         notes(f"{renamed} duplicated gene names made unique")
@@ -279,7 +282,9 @@ def _technology(slide: _Slide, ids: list[str], given: str | None) -> str:
     for pattern, tech in ((r"s_\d+um_", "VisiumHD"), (r"[ACGT]{14,}(-\d+)?", "Visium"), (r"[\d.]+x[\d.]+", "ST")):
         if re.match(pattern, tail):
             return tech
-    raise MissingError("the technology cannot be told", where=slide.coord, fix=f"give tech={'|'.join(TECHNOLOGIES)}")
+    raise MissingError(
+        "the technology cannot be told", where=slide.coord, fix=f"--option tech={'|'.join(TECHNOLOGIES)}"
+    )
 
 
 def _fit(
@@ -299,13 +304,13 @@ def _fit(
             step = frames.ST_2K_STEP_UM if kind == "2k" else frames.ST_1K_STEP_UM
             if len(at) == len(coord):
                 fit = frames.fit_design(at * step * (pitch / _PITCH_UM[kind]), xy, pitch_um=pitch)
-                return kind, {"mpp": fit.mpp, "stretch": fit.stretch, "rms_um": fit.rms_um, "n": fit.n}
+                return kind, {**fit.told(), "mirrored": fit.mirrored}
         lattice = frames.fit_lattice(xy)
         angle = 60 if kind == "Visium" else 84 if kind == "2k" else 90
         if abs(lattice.angle_deg - angle) > 3:
             raise ScaleError(
                 f"the spots lie on a lattice of {lattice.angle_deg:.0f} degrees where {tech} has {angle}",
-                fix="pass the technology (tech), or the pixel size (--mpp)",
+                fix="pass the technology (--option tech=), or the pixel size (--mpp)",
             )
         mpp = float(np.sqrt(_cell_um2(kind, pitch_um or _PITCH_UM[kind]) / lattice.cell_px2))
         return kind, {"mpp": mpp, "rms_um": lattice.rms_px * mpp, "n": lattice.n, "angle": lattice.angle_deg}

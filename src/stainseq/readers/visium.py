@@ -155,11 +155,11 @@ def read(
         notes(f"{unknown} barcodes of the counts without a position left out")
     kept, rows = wanted[rows >= 0], rows[rows >= 0]
     facts |= _software(counts_path, scales)
-    full_mpp = _pixel_size(positions, scales, mpp, facts, notes)
+    full_mpp, mirrored = _pixel_size(positions, scales, mpp, facts, notes)
     picture, k, file = _picture(slide, image, image_scale, scales, facts, notes)
     facts["mpp"] = full_mpp / k
     if picture is not None and check_frame:
-        facts["frame"] = _checked(picture, kept, k, facts["mpp"], scales)
+        facts["frame"] = _checked(picture, kept, k, scales, mpp=facts["mpp"], notes=notes, mirrored=mirrored)
     var, renamed = var_table(counts)
     if renamed:
         notes(f"{renamed} duplicated gene names made unique")
@@ -355,9 +355,9 @@ def _matrix_parts(path: Path) -> dict[str, str]:
 
 def _pixel_size(
     positions: pd.DataFrame, scales: dict[str, float], mpp: float | None, facts: dict[str, Any], notes: Notes
-) -> float:
-    """Microns per full-resolution pixel."""
-    from ._images import check_mpp
+) -> tuple[float, bool]:
+    """Microns per full-resolution pixel, and whether the array lies mirrored."""
+    from ._scale import check_mpp
 
     design = positions[["array_col", "array_row"]].to_numpy(dtype=float) * frames.VISIUM_STEP_UM
     xy = positions[COLUMNS[:3:-1]].to_numpy(dtype=float)
@@ -367,7 +367,8 @@ def _pixel_size(
         if mpp is None:
             raise
         fit = None
-    full = check_mpp(mpp) if mpp is not None else fit.mpp if fit else np.nan
+    fitted = fit.mpp if fit else None
+    full = check_mpp(mpp, fitted=fitted, where=facts["slide"]) if mpp is not None else fitted or np.nan
     facts |= {
         "mpp_from": "--mpp" if mpp is not None else "array pitch",
         "pitch_um": PITCH_UM,
@@ -375,7 +376,7 @@ def _pixel_size(
     }
     facts["mpp_fullres"] = full
     if fit is not None:
-        facts["fit"] = {"mpp": fit.mpp, "stretch": fit.stretch, "rms_um": fit.rms_um, "n": fit.n}
+        facts["fit"] = fit.told()
         notes(
             f"lattice of 50 x 87 um: {fit.mpp:.4f} um per full-resolution pixel, stretch {fit.stretch:.5f}, residual "
             f"{fit.rms_um:.2f} um, {fit.n} spots"
@@ -390,7 +391,7 @@ def _pixel_size(
                 where=facts["slide"],
                 fix="give the files of one run, or the pixel size (--mpp)",
             )
-    return float(full)
+    return float(full), fit is not None and fit.mirrored
 
 
 def _picture(
@@ -408,7 +409,7 @@ def _picture(
         return None, 1.0, None
     key = str(image) if image is not None else next((k for k in ("hires", "lowres") if k in slide.images), None)
     if key is None:
-        notes("no picture here: spots and counts only (image=FILE gives one)")
+        notes("no picture here: spots and counts only (--option image=FILE gives one)")
         return None, 1.0, None
     if key in _IMAGES:
         if key not in slide.images:
@@ -431,15 +432,28 @@ def _named_scale(key: str, given: float | None, scales: dict[str, float], slide:
     if given is not None:
         return float(given)
     if not float(scales.get(name, 0)) > 0:
-        raise ScaleError(f"no {name} for the {key} picture", where=slide.scales or slide.name, fix="pass image_scale")
+        raise ScaleError(
+            f"no {name} for the {key} picture",
+            where=slide.scales or slide.name,
+            fix="give its pixels per full-resolution pixel (--option image_scale=)",
+        )
     return float(scales[name])
 
 
-def _checked(picture: Picture, kept: pd.DataFrame, k: float, mpp: float, scales: dict[str, float]) -> dict[str, float]:
+def _checked(
+    picture: Picture,
+    kept: pd.DataFrame,
+    k: float,
+    scales: dict[str, float],
+    *,
+    mpp: float,
+    notes: Notes,
+    mirrored: bool,
+) -> dict[str, float]:
     """Frame check of the spots under tissue; the scale factors are what is tried first."""
     from ._build import check
 
     xy = kept.loc[kept["in_tissue"] == 1, COLUMNS[:3:-1]].to_numpy(dtype=float) * k
     named: dict[str, float] = {n: float(scales[n]) / k for n in _SCALE_NAMES if n in scales}
     cell = 2 * frames.VISIUM_STEP_UM[0] * frames.VISIUM_STEP_UM[1]
-    return check(picture, xy, mpp=mpp, cell_um2=cell, named=named)
+    return check(picture, xy, mpp=mpp, cell_um2=cell, named=named, notes=notes, mirrored=mirrored)

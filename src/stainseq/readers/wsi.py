@@ -63,7 +63,8 @@ def read(
         No pixel size in the metadata and none given.
     """
     from ._build import Notes, assemble, used_files
-    from ._images import open_image, resolve_mpp
+    from ._images import open_image
+    from ._scale import resolve_mpp
 
     facts = {**(facts or {}), "platform": "wsi"}
     facts["slide"] = facts.get("slide") or path.name.split(".")[0]
