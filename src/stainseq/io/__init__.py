@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from ._image import get_image
 from ._info import info
+from ._keypoints import Keypoints, read_keypoints
 from ._read import convert, read, sniff
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-__all__ = ["convert", "get_image", "info", "open", "read", "sniff", "write"]
+__all__ = ["Keypoints", "convert", "get_image", "info", "open", "read", "read_keypoints", "sniff", "write"]
 
 
 def open(path: str | os.PathLike[str]) -> SpatialData:

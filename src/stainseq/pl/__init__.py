@@ -5,10 +5,17 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-_WHERE = {"measured_predicted": "_compare", "report": "_report", "scores": "_scores", "spatial": "_spatial"}
-__all__ = ["measured_predicted", "report", "scores", "spatial"]
+_WHERE = {
+    "alignment": "_alignment",
+    "measured_predicted": "_compare",
+    "report": "_report",
+    "scores": "_scores",
+    "spatial": "_spatial",
+}
+__all__ = ["alignment", "measured_predicted", "report", "scores", "spatial"]
 
 if TYPE_CHECKING:
+    from ._alignment import alignment
     from ._compare import measured_predicted
     from ._report import report
     from ._scores import scores

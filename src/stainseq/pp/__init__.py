@@ -1,4 +1,4 @@
-"""Preprocessing: tissue, grids, features of regions and dense feature maps."""
+"""Preprocessing: alignment, tissue, grids, features of regions and dense feature maps."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 # Modules start with an underscore, so that none can stand before the function of the same name.
 _WHERE = {
+    "align": "_align",
     "tissue": "_tissue",
     "grid": "_tissue",
     "features": "_features",
     "feature_map": "_features",
     "pool": "_features",
 }
-__all__ = ["feature_map", "features", "grid", "pool", "tissue"]
+__all__ = ["align", "feature_map", "features", "grid", "pool", "tissue"]
 
 if TYPE_CHECKING:
+    from ._align import align
     from ._features import feature_map, features, pool
     from ._tissue import grid, tissue
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .. import keys, spec
-from ..errors import FormatError, MissingError, ScaleError, StoreError
+from ..errors import FormatError, InputError, MissingError, ScaleError, StoreError
 from . import files, mend, metadata, swap
 from .files import as_store_errors
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from geopandas import GeoDataFrame
     from pyarrow import Table
     from spatialdata import SpatialData
+    from spatialdata.transformations.transformations import BaseTransformation
     from xarray import DataArray, DataTree
 
     Element: TypeAlias = DataArray | DataTree | DataFrame | GeoDataFrame | AnnData
@@ -37,6 +38,7 @@ __all__ = [
     "read_points_window",
     "repair",
     "set_facts",
+    "set_transformation",
     "stamp_of",
     "steps",
     "write_element",
@@ -193,6 +195,58 @@ def write_element(
             at = elements.write(element, _subfolder(stage.folder), kind=kind, name=name, stamp=stamp)
             swap.commit_element(stage, at, kind=kind, name=name)
     elements.attach(sdata, element, kind=kind, name=name, stamp=stamp)
+
+
+def set_transformation(
+    sdata: SpatialData,
+    name: str,
+    transformation: BaseTransformation,
+    *,
+    to: str = keys.UM,
+    step: str,
+    parameters: dict[str, Any],
+    inputs: dict[str, str] | None = None,
+    more: dict[str, Any] | None = None,
+) -> None:
+    """Say where an element lies, in memory and on disk; its values are neither read nor written.
+
+    The element's fingerprint changes with its place, so what was computed from the old one is known to be stale. Its
+    earlier stamps are kept under "history".
+
+    Parameters
+    ----------
+    sdata
+        The slide.
+    name
+        Image, labels, points or shapes.
+    transformation
+        A transformation of spatialdata, from the element's own coordinates.
+    to
+        Coordinate system.
+    step, parameters, inputs, more
+        See `write_element`.
+
+    Raises
+    ------
+    MissingError
+        There is no element of that name.
+    InputError
+        A table, which lies nowhere.
+    StoreError
+        No permission, full disk, locked; the store is unchanged.
+    """
+    from .place import place
+
+    kind = _kind_in(sdata, name)
+    if kind == "tables":
+        raise InputError(f"table {name!r} lies nowhere", fix="place the regions that it annotates")
+    earlier = stamp_of(sdata, name) or {}
+    values = earlier.get("values") or fingerprint_of(sdata, name)
+    stamp = spec.stamp(step, parameters=parameters, inputs=inputs, **(more or {}))
+    stamp |= {k: earlier[k] for k in ("levels", "rows") if k in earlier} | {"values": values}
+    told = {k: earlier[k] for k in ("step", "parameters", "inputs", "created", "package_version") if k in earlier}
+    stamp["history"] = [*earlier.get("history", []), *([told] if told else [])]
+    place(sdata, None if sdata.path is None else _writable(sdata), name, transformation, kind=kind, to=to, stamp=stamp)
 
 
 def delete_element(sdata: SpatialData, name: str) -> None:
