@@ -9,6 +9,7 @@ import numpy as np
 from ..core import clusters, neighbors
 from ..core.pca import moments, pca
 from ..errors import InputError
+from ._batches import Correction, correct
 from ._inputs import Assignment, check, one_thread
 
 DEFAULT = True
@@ -29,6 +30,7 @@ def assign(
     n_components: int = 15,
     n_neighbors: int = 6,
     smoothing: float = 0.5,
+    correction: Correction = "centre",
 ) -> Assignment:
     """Cluster rows into domains.
 
@@ -56,6 +58,9 @@ def assign(
         Weight of the neighbours' mean, 0 to 1. At 1/2 a spot keeps half of its own say: means over all neighbours
         alike (6/7) do better on arrays as dense as Visium's and on single cells, but wipe out layers that are one
         spot wide on the 200 um arrays (mouse olfactory bulb: adjusted Rand index .30 against .59).
+    correction
+        Of shifts between samples: "none", "centre" or "harmony" (`_batches.correct`). On three mouse cortex sections
+        the mean adjusted Rand index was .54, .69 and .70.
 
     Returns
     -------
@@ -78,6 +83,7 @@ def assign(
         graph = neighbors.knn_graph(inputs.coordinates, k=n_neighbors, slides=inputs.samples)
         own = np.hstack(parts)
         smooth = (1 - smoothing) * own + smoothing * neighbors.neighbour_mean(graph, own)
+        smooth = correct(smooth, inputs.samples, correction, seed=seed)
         start = clusters.exactly(clusters.kmeans(smooth, n_domains, seed=seed), smooth, n_domains, seed=seed)
         labels, probabilities = _mixture(smooth, start, n_domains)
     info = {"n_components": own.shape[1], "n_genes": int(min(n_genes, inputs.X.shape[1]))}
