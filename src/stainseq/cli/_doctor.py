@@ -41,6 +41,7 @@ OPTIONAL = {
     "transformers": ("transformers", "transformers", "encoders that only transformers has"),
     "open-clip-torch": ("open_clip", "open-clip", "encoders that only open_clip has"),
     "scanpy": ("scanpy", "scanpy", "single-cell workflows"),
+    "harmonypy": ("harmonypy", "harmony", "Harmony between samples in `integrate`"),
 }
 MIN_FREE_GB = 2.0
 

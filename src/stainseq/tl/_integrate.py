@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from .. import keys
+from .._files import check_output, write_file
 from ..errors import InputError
 
 if TYPE_CHECKING:
@@ -17,11 +19,16 @@ if TYPE_CHECKING:
     from ._tables import Expression
 
 
+METHOD = "kriging"
+"""Default: on the three labelled mouse cortex sections it is ahead of every other method, alone and joint."""
+
+
 def integrate(
     data: Any,
     *,
     n_domains: int,
     method: str | None = None,
+    correction: Literal["none", "centre", "harmony"] | None = None,
     key: str = "integrated",
     region: str = keys.SPOTS,
     table_key: str | None = None,
@@ -43,21 +50,27 @@ def integrate(
     n_domains
         K over all samples together. Exactly that many come out; a sample need not have all of them.
     method
-        A domain method (`stainseq list domains`); default the documented default. Edges and neighbours stay inside
+        A domain method (`stainseq list domains`); default "kriging", by measurement. Edges and neighbours stay inside
         samples; shifts between samples are taken away by the method (standardised genes within each sample in
-        "kriging", centred components in "spagcn", a classifier of samples behind a gradient reversal in "deepst").
+        "kriging", centred components in "spagcn" and "kmeans", a classifier of samples behind a gradient reversal in
+        "deepst").
+    correction
+        Instead, in "kmeans" and "kriging": "none", "centre" (the mean of each sample) or "harmony" (needs harmonypy).
+        Harmony mixes more and hits known layers less in "kriging", more in "kmeans".
     key
         Name of the result.
     region, table_key, layer
-        Which table and values, as in `domains`.
+        Which table and values, as in `domains`. For images alone, `table_key` names a features table.
     image_features
-        Name of a features table that every slide has.
+        Name of a features table that every slide has, joined to the expression.
     layout
         "hexagon", "square" or "free", for the refinement; default found for each sample.
     csv
         File for the table that is returned.
     out
-        File (h5ad) for all samples in one table, with the common genes. A file that was given is never changed.
+        File (h5ad) for all samples in one table, with the common genes; or a folder, for that (joint.h5ad) and each
+        sample's own table (samples/NAME.h5ad). Without it, results are written into the slides; a file that was given
+        is never changed.
     seed
         Of everything random. The order of samples and of rows does not matter to it.
     options
@@ -67,41 +80,39 @@ def integrate(
     -------
     DataFrame
         One row per spot: ``sample``, ``id``, ``domain``, ``refined``, ``probability``. ``DataFrame.attrs["mixing"]`` is
-        the mixing score of the embedding: 0 each sample for itself, 1 like one sample. Written to each table:
-        ``obs["<key>"]`` (the refined domains), ``obs["<key>.domain"]``, ``obs["<key>.refined"]`` categorical,
-        ``obsm["<key>.probabilities"]``, ``obsm["<key>.embedding"]`` and facts in ``uns["<key>"]``.
+        the mixing score of the embedding (`core.clusters.mixing`, integration LISI): 0 each sample for itself, 1 like
+        one sample. Written to each table: ``obs["<key>"]`` (the refined domains), ``obs["<key>.domain"]``,
+        ``obs["<key>.refined"]`` categorical, ``obsm["<key>.probabilities"]``, ``obsm["<key>.embedding"]`` and facts in
+        ``uns["<key>"]``.
 
     Raises
     ------
     InputError
-        One sample, two of one name, or no gene in common.
+        One sample, two of one name, no gene in common, counts in some samples only, NaN or negative counts.
     MissingError
         No such method, table, layer or coordinates.
     """
     import pandas as pd
-    from scipy import sparse
 
     from .. import registry
-    from ..core import clusters, normalize
-    from ..core.values import is_counts
+    from ..core import clusters
     from . import _tables
     from ._domains import _image_features
 
+    _check_outputs(data, csv, out)
     parts = _samples(data, region=region, table_key=table_key, layer=layer)
+    _check_outputs(data, csv, out, [*parts])
     genes = _common_genes(parts)
-    name = method or registry.default("domains")
+    name = method or METHOD
     plugin = registry.load("domains", name)
+    options |= {} if correction is None else {"correction": correction}
     given = {"coordinates", "n_domains", "image_features", "samples", "seed"}
     _tables.check_options(plugin.assign, name, options, given=given)
-    blocks = [sparse.csr_array(part.values)[:, part.table.var_names.get_indexer(genes)] for part in parts.values()]
-    values = sparse.vstack(blocks).tocsr()
-    if is_counts(values) and getattr(plugin, "WANTS", "lognorm") != "counts":
-        values = normalize.log1p_cp10k(values)
     xy = np.vstack([part.coordinates for part in parts.values()])
     sample = np.repeat(list(parts), [len(part.rows) for part in parts.values()])
     images = None if image_features is None else [_image_features(part, image_features) for part in parts.values()]
     labels, probabilities, embedding, info = plugin.assign(
-        values,
+        _values(parts, genes, counts=getattr(plugin, "WANTS", "lognorm") == "counts"),
         coordinates=xy,
         n_domains=n_domains,
         image_features=None if images is None else np.vstack(images),
@@ -110,7 +121,8 @@ def integrate(
         **options,
     )
     refined = _refined(labels, xy, sample, layout)
-    score = clusters.mixing(probabilities if embedding is None else embedding, sample, seed=seed)
+    order = np.lexsort((xy[:, 0], xy[:, 1], sample))  # so that which rows are looked at does not depend on theirs
+    score = clusters.mixing((probabilities if embedding is None else embedding)[order], sample[order], seed=seed)
     parameters = {
         "method": name, "n_domains": n_domains, "key": key, "samples": list(parts), "seed": seed, **options,
     }  # fmt: skip
@@ -120,8 +132,6 @@ def integrate(
     columns = {"": refined, ".domain": labels, ".refined": refined}
     arrays = {".probabilities": probabilities} | ({} if embedding is None else {".embedding": embedding})
     _write(parts, sample, n_domains, key, columns, arrays, facts)
-    for part in _one_per_table(parts):
-        part.save(step="integrate", parameters=parameters, out=None)
     table = pd.DataFrame(
         {
             "sample": sample,
@@ -132,11 +142,74 @@ def integrate(
         }
     )
     table.attrs["mixing"] = score
-    if out is not None:
-        _write_joint(parts, genes, key, facts, out)
     if csv is not None:
         _tables.write_csv(table, csv)
+    if out is None:
+        for part in _one_per_table(parts):
+            part.save(step="integrate", parameters=parameters, out=None)
+    elif Path(out).suffix == ".h5ad":
+        _write_joint(parts, genes, key, facts, out)
+    else:
+        joint, *each = _files(Path(out), [*parts])
+        _write_joint(parts, genes, key, facts, joint)
+        for part, path in zip(parts.values(), each, strict=True):
+            _write_own(part, path)
     return table
+
+
+def _files(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The joint table's, then each sample's."""
+    return [folder / "joint.h5ad", *(folder / "samples" / f"{name.replace('/', '_')}.h5ad" for name in names)]
+
+
+def _check_outputs(
+    data: Any, csv: str | os.PathLike[str] | None, out: str | os.PathLike[str] | None, names: Sequence[str] = ()
+) -> None:
+    """Before any work: that outputs can be written and replace no source."""
+    from . import _tables
+
+    outputs: list[Any] = [csv]
+    if out is not None and Path(out).suffix == ".h5ad":
+        outputs.append(out)
+    elif out is not None:
+        folder = Path(out)
+        if folder.exists() and not folder.is_dir():
+            raise InputError("this is a file, and not .h5ad", where=out, fix="name a folder, or a file NAME.h5ad")
+        if not folder.exists():
+            check_output(folder)
+        files = _files(folder, names)
+        twice = [file for file in files if files.count(file) > 1]
+        if twice:
+            raise InputError("two samples would be written to one file", where=twice[0], fix="rename one")
+        outputs += [file for file in files if file.parent.is_dir()]
+    check_output(*outputs)
+    for item in data if isinstance(data, (list, tuple)) else [data]:
+        _tables.keep_source(item, *outputs)
+
+
+def _values(parts: dict[str, Expression], genes: Any, *, counts: bool) -> Any:
+    """Expression of all samples, one below the other: raw where it is counts and the method wants these."""
+    from scipy import sparse
+
+    from ..core import normalize
+    from ..core.values import is_counts
+
+    blocks = []
+    for part in parts.values():
+        at = part.table.var_names.get_indexer(genes)
+        block = part.values
+        block = sparse.csr_array(block) if sparse.issparse(block) else np.asarray(block)
+        blocks.append(block if np.array_equal(at, np.arange(part.table.n_vars)) else block[:, at])
+    kinds = {name: is_counts(block) for name, block in zip(parts, blocks, strict=True)}
+    if len(set(kinds.values())) > 1:
+        raw, other = (next(n for n, kind in kinds.items() if kind is wanted) for wanted in (True, False))
+        raise InputError(
+            f"sample {raw!r} holds raw counts, sample {other!r} does not", where="integrate",
+            fix="name a table or layer that is the same in all",
+        )  # fmt: skip
+    mixed = any(sparse.issparse(block) for block in blocks)
+    values = sparse.vstack(blocks).tocsr() if mixed else np.vstack(blocks)
+    return normalize.log1p_cp10k(values) if all(kinds.values()) and not counts else values
 
 
 def _samples(data: Any, **which: Any) -> dict[str, Expression]:
@@ -246,27 +319,48 @@ def _write_joint(
     import pandas as pd
     from scipy import sparse
 
-    from .._files import write_file
-
-    blocks, obs = [], []
     arrays: dict[str, list[np.ndarray]] = {}
+    obs = []
     ids = pd.Index(np.concatenate([part.table.obs_names.to_numpy()[part.rows] for part in parts.values()]))
     for name, part in parts.items():
-        table = part.table
-        blocks.append(sparse.csr_array(part.values)[:, table.var_names.get_indexer(genes)])
-        columns = [c for c in (key, f"{key}.domain", f"{key}.refined") if c in table.obs]
-        obs.append(table.obs.iloc[part.rows][columns].assign(**{keys.SAMPLE: name}))
+        obs.append(part.table.obs.iloc[part.rows].assign(**{keys.SAMPLE: name}))
         for array in (keys.SPATIAL, f"{key}.probabilities", f"{key}.embedding"):
-            if array in table.obsm:
-                arrays.setdefault(array, []).append(np.asarray(table.obsm[array])[part.rows])
-    frame = pd.concat(obs)
-    frame[keys.SAMPLE] = pd.Categorical(frame[keys.SAMPLE])
+            if array in part.table.obsm:
+                arrays.setdefault(array, []).append(np.asarray(part.table.obsm[array])[part.rows])
+    frame = _common_columns(obs)
     frame.index = ids if ids.is_unique else frame[keys.SAMPLE].astype(str) + ":" + ids.astype(str)
+    values = _values(parts, genes, counts=True)
     joint = anndata.AnnData(
-        sparse.csr_matrix(sparse.vstack(blocks)),
+        sparse.csr_matrix(values) if sparse.issparse(values) else values,
         obs=frame,
         var=pd.DataFrame(index=genes),
         obsm={k: np.concatenate(v) for k, v in arrays.items()},
         uns={key: facts},
     )
     write_file(out, lambda path: joint.write_h5ad(path))
+
+
+def _common_columns(frames: list[DataFrame]) -> DataFrame:
+    """Rows below one another, with the columns that all have in one type."""
+    import pandas as pd
+
+    columns: dict[str, Any] = {}
+    for name in frames[0].columns:
+        if not all(name in frame for frame in frames):
+            continue
+        pieces = [frame[name] for frame in frames]
+        if all(isinstance(piece.dtype, pd.CategoricalDtype) for piece in pieces):
+            same = len({piece.cat.categories.dtype for piece in pieces}) == 1
+            if same:
+                columns[name] = pd.api.types.union_categoricals([p.cat.as_unordered() for p in pieces])
+        elif len({piece.dtype for piece in pieces}) == 1:
+            columns[name] = np.concatenate([piece.to_numpy() for piece in pieces])
+    frame = pd.DataFrame(columns)
+    frame[keys.SAMPLE] = pd.Categorical(frame[keys.SAMPLE])
+    return frame
+
+
+def _write_own(part: Expression, path: Path) -> None:
+    whole = len(part.rows) == part.table.n_obs
+    own = part.table if whole else part.table[part.rows]
+    write_file(path, lambda staged: own.write_h5ad(staged))

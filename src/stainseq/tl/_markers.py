@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .. import keys
+from .._files import check_output
 from ..errors import InputError, MissingError
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ def markers(
     from . import _tables
 
     _tables.keep_source(data, out, csv)
+    check_output(out, csv)
     chosen = _tables.expression(data, region=region, table_key=table_key, layer=layer, sample=sample)
     codes, names, wanted = _labels(chosen, domain_key, domains)
     if len(names) < 2:
@@ -296,6 +298,7 @@ def metagene(
     from . import _tables
 
     _tables.keep_source(data, out, csv)
+    check_output(out, csv)
     chosen = _tables.expression(data, region=region, table_key=table_key, layer=layer, sample=sample)
     asked: list[str] | None = [target] if isinstance(target, str) else list(target)
     several = not isinstance(target, str)
