@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import inspect
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 import typing
@@ -22,9 +24,10 @@ COMMANDS = [name for names in _run.GROUPS.values() for name in names]
 
 
 def _command(name):
-    from stainseq.cli import about, analyse, data, demo, learn, prepare, show
+    import stainseq.cli as cli
 
-    for module in (about, analyse, data, demo, learn, prepare, show):
+    found = [m.name for m in pkgutil.iter_modules(cli.__path__) if not m.name.startswith("_")]
+    for module in (importlib.import_module(f"stainseq.cli.{m}") for m in found):
         for spelt in (name, f"{name}_"):
             if callable(getattr(module, spelt, None)) and getattr(module, spelt).__module__ == module.__name__:
                 return getattr(module, spelt)
@@ -109,6 +112,9 @@ FUNCTIONS = {
     "evaluate": "tl.evaluate",
     "svg": "tl.svg",
     "domains": "tl.domains",
+    "integrate": "tl.integrate",
+    "markers": "tl.markers",
+    "metagene": "tl.metagene",
     "report": "pl.report",
 }
 SPELT = {"key": "key_added", "color": "color"}
@@ -321,7 +327,7 @@ def test_options_of_a_method(h5ad, capsys):
     assert run(["svg", str(h5ad), "--option", "wrong=1"]) == 1
     assert "moran has no option wrong; its options: n_neighbors" in _error(capsys)
     assert run(["domains", str(h5ad), "--n-domains", "3", "--option", "wrong=1"]) == 1
-    assert "kmeans has no option wrong" in _error(capsys)
+    assert "kriging has no option wrong" in _error(capsys)
 
 
 def test_a_given_table_is_never_changed(h5ad, tmp_path):
@@ -331,7 +337,7 @@ def test_a_given_table_is_never_changed(h5ad, tmp_path):
     assert h5ad.read_bytes() == before
     import anndata
 
-    assert anndata.read_h5ad(out).obs["kmeans.domain"].nunique() == 3
+    assert anndata.read_h5ad(out).obs["kriging.domain"].nunique() == 3
     assert (tmp_path / "d.csv").read_text().startswith("id,domain,refined,probability")
 
 

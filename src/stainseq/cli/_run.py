@@ -29,7 +29,7 @@ def app() -> App:
     from cyclopts import App, Group, Parameter
 
     from .. import __version__
-    from . import about, align, analyse, data, demo, learn, markers, prepare, show
+    from . import about, align, analyse, data, demo, domains, learn, markers, prepare, show
 
     built = App(
         name="stainseq",
@@ -43,7 +43,7 @@ def app() -> App:
         exit_on_error=False,
         result_action="return_value",
     )
-    modules = (about, align, analyse, data, demo, learn, markers, prepare, show)
+    modules = (about, align, analyse, data, demo, domains, learn, markers, prepare, show)
     for position, (title, names) in enumerate(GROUPS.items()):
         group = Group(title, sort_key=position)
         for order, name in enumerate(names):

@@ -12,8 +12,6 @@ from ..errors import InputError
 from ._batches import Correction, correct
 from ._inputs import Assignment, check, one_thread
 
-DEFAULT = True
-
 _FLOOR = 1e-6
 """Least variance of a component inside a cluster, as a share of its total: keeps the mixture from a singular matrix."""
 

@@ -16,6 +16,7 @@ from ..errors import InputError
 from ._batches import Correction, correct
 from ._inputs import Assignment, Inputs, check, one_thread
 
+DEFAULT = True
 WANTS = "counts"
 
 _FIT_ROWS = 100_000
