@@ -115,15 +115,15 @@ def markers(
 
     def show(console: Console) -> None:
         shown = table("domain", "gene", "pct.in>", "pct.out>", "fc>", "log10.q>")
-        for name, state in status.items():
-            mine = found[found["domain"] == name].head(5)
-            if mine.empty:
-                shown.add_row(name, f"({state})", "", "", "", "")
-            for row in mine.to_dict(orient="records"):
+        for name in status:
+            for row in found[found["domain"] == name].head(5).to_dict(orient="records"):
                 cells = (number(row[c]) for c in ("pct.in", "pct.out", "fc"))
                 shown.add_row(name, str(row["gene"]), *cells, number(row["log10.q"], 1))
         console.print(f"{len(found)} markers of {len(status)} domains; the first five of each:")
         console.print(shown)
+        for name, state in status.items():
+            if name not in set(found["domain"]):
+                console.print(f"domain {name}: {state}")
 
     emit(result, json, show)
 
@@ -237,7 +237,7 @@ def integrate(
     n_domains
         How many over all samples; a sample need not have all of them.
     method
-        Method (stainseq list domains); kriging when left out.
+        Method (stainseq list domains); the documented default when left out.
     correction
         Of shifts between samples, in kmeans and kriging; the method's own way when left out.
     key

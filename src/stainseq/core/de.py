@@ -314,7 +314,7 @@ def surroundings(
         raise InputError(
             f"no other domain is met more than {ratio} times its size within {radius:.4g}",
             where="surroundings",
-            fix="lower ratio, or raise num_min and num_max",
+            fix="lower ratio, raise num_min and num_max, or compare with all other rows (against rest)",
         )
     order = kept[np.argsort(-met[kept], kind="stable")][:n_neighbors]
     return Surroundings(radius, mean, order)

@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from ._tables import Expression
 
 
-METHOD = "kriging"
-"""Default: on the three labelled mouse cortex sections it is ahead of every other method, alone and joint."""
-
-
 def integrate(
     data: Any,
     *,
@@ -50,7 +46,7 @@ def integrate(
     n_domains
         K over all samples together. Exactly that many come out; a sample need not have all of them.
     method
-        A domain method (`stainseq list domains`); default "kriging", by measurement. Edges and neighbours stay inside
+        A domain method (`stainseq list domains`); default the documented default. Edges and neighbours stay inside
         samples; shifts between samples are taken away by the method (standardised genes within each sample in
         "kriging", centred components in "spagcn" and "kmeans", a classifier of samples behind a gradient reversal in
         "deepst").
@@ -103,7 +99,7 @@ def integrate(
     parts = _samples(data, region=region, table_key=table_key, layer=layer)
     _check_outputs(data, csv, out, [*parts])
     genes = _common_genes(parts)
-    name = method or METHOD
+    name = method or registry.default("domains")
     plugin = registry.load("domains", name)
     options |= {} if correction is None else {"correction": correction}
     given = {"coordinates", "n_domains", "image_features", "samples", "seed"}
