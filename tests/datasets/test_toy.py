@@ -48,7 +48,7 @@ def test_spots_lie_on_tissue(slide):
 
 def test_the_law_carries_over_between_slides_for_morphology_genes_only():
     """Least squares from what the picture shows, fitted on three slides, predicts the rates of a fourth."""
-    from stainseq import datasets as module
+    from stainseq.datasets import _toy as module
 
     size = module._SIZES["small"]
     xs, ys, kinds = [], [], []

@@ -8,23 +8,17 @@ expected counts that are kept beside the noisy ones.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from . import keys, spec
-from .errors import InputError, MissingError
+from .. import keys, spec
+from ..errors import InputError
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
     from spatialdata import SpatialData
-
-__all__ = ["her2st", "toy_slide", "toy_table"]
-
-HER2ST = ("C2", "C3", "C4")
-"""Sections of one HER2-positive breast tumour that come with the package."""
 
 MPP = 0.8
 """Microns per pixel of the picture: not 1, so that a mix-up of pixels and microns shows."""
@@ -45,31 +39,6 @@ _STAINS = np.array([[0.65, 0.70, 0.29], [0.21, 0.85, 0.48]])
 
 _LAW_SEED = 20_260_101
 _LAW_GENES = 2_000
-
-
-def her2st(section: str) -> Path:
-    """Folder of real tissue that comes with the package: an ST section of a HER2-positive breast tumour.
-
-    Andersson et al., Nature Communications 12, 6012 (2021); Zenodo 4751624, CC BY 4.0.
-
-    Parameters
-    ----------
-    section
-        "C2", "C3" or "C4", all of patient C.
-
-    Returns
-    -------
-    pathlib.Path
-        A source for `io.convert`: H&E image, counts and spot positions.
-
-    Raises
-    ------
-    MissingError
-        No such section.
-    """
-    if section not in HER2ST:
-        raise MissingError(f"no section {section!r} comes with the package", fix=f"one of: {', '.join(HER2ST)}")
-    return Path(__file__).parent / "data" / "her2st" / section
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,216 @@
+"""Transcripts, streamed: filtered by quality and kind while they are read, never all in memory from Parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import FormatError
+from ._xenium import UNASSIGNED
+
+if TYPE_CHECKING:
+    from dask.dataframe import DataFrame
+
+_KEPT = ("transcript_id", "overlaps_nucleus", "nucleus_distance", "fov_name", "codeword_category")
+_BLOCK = 1 << 20
+_CONTROL = r"^(BLANK|NegControl|UnassignedCodeword|DeprecatedCodeword|Intergenic_Region|GenomicControl|antisense_)"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which transcripts are kept.
+
+    Parameters
+    ----------
+    min_qv
+        Least quality; Xenium's own matrix counts 20 and above.
+    controls
+        Control probes and codewords, too.
+    genes
+        Names of the panel's genes, for files that do not say which features are; None goes by the names of controls.
+    """
+
+    min_qv: float
+    controls: bool = False
+    genes: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a first look at two or three columns tells.
+
+    Parameters
+    ----------
+    total, kept
+        Transcripts in the file, and those that are wanted.
+    names
+        Features of those that are wanted, sorted.
+    """
+
+    total: int
+    kept: int
+    names: tuple[str, ...]
+
+
+def open_transcripts(path: Path, wanted: Wanted) -> tuple[DataFrame, Survey]:
+    """Transcripts as a dask DataFrame: x, y, z (um), feature_name, cell_id, qv and what else there is.
+
+    Parameters
+    ----------
+    path
+        transcripts.parquet (read part by part), or transcripts.csv.gz (which cannot be, and is held in memory after
+        the filter, some 80 bytes a transcript).
+    wanted
+        Which.
+
+    Raises
+    ------
+    FormatError
+        Truncated, damaged, or without a column.
+    """
+    import dask.dataframe as dd
+    import pyarrow.csv as pc
+    import pyarrow.parquet as pq
+
+    with _as_format_errors(path):
+        if path.suffix == ".parquet":
+            with pq.ParquetFile(path) as file:
+                schema = file.schema_arrow
+                _check_columns(schema.names, path)
+                survey = _survey(_columns_of(file, wanted), wanted)
+                parts: list[Any] = list(range(file.metadata.num_row_groups)) or [None]
+            source: Any = path
+        else:
+            with pc.open_csv(path) as reader:
+                _check_columns(reader.schema.names, path)
+                source, total = _filtered(reader, wanted)
+            survey = Survey(total, source.num_rows, _survey([source], wanted).names)
+            schema = source.schema
+            parts = [(i, _BLOCK) for i in range(0, max(1, source.num_rows), _BLOCK)]
+    options = {"source": source, "wanted": wanted, "names": survey.names}
+    meta = _as_pandas(_select(schema.empty_table(), wanted), survey.names)
+    return dd.from_map(_part, parts, meta=meta, **options), survey
+
+
+@contextmanager
+def _as_format_errors(path: Path) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError, EOFError) as e:
+        raise FormatError(
+            f"the transcripts cannot be read ({e}): truncated or damaged", where=path, fix="copy the bundle again"
+        ) from e
+
+
+def _check_columns(names: list[str], path: Path) -> None:
+    absent = [c for c in ("feature_name", "x_location", "y_location", "qv") if c not in names]
+    if absent:
+        raise FormatError(f"no column {', '.join(absent)}", where=path, fix=f"columns here: {', '.join(names)}")
+
+
+def _columns_of(file: Any, wanted: Wanted) -> Iterator[Any]:
+    columns = ["qv", "feature_name"]
+    columns += ["is_gene"] if not wanted.controls and "is_gene" in file.schema_arrow.names else []
+    for i in range(file.metadata.num_row_groups):
+        yield file.read_row_group(i, columns=columns)
+
+
+def _survey(tables: Iterable[Any], wanted: Wanted) -> Survey:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    total = kept = 0
+    names: set[str] = set()
+    for table in tables:
+        total += table.num_rows
+        chosen = _select(table, wanted)
+        kept += chosen.num_rows
+        names |= set(pc.unique(chosen.column("feature_name")).cast(pa.string()).to_pylist())
+    return Survey(total, kept, tuple(sorted(n for n in names if n is not None)))
+
+
+def _filtered(reader: Any, wanted: Wanted) -> tuple[Any, int]:
+    import pyarrow as pa
+
+    kept, total = [], 0
+    for batch in reader:
+        total += batch.num_rows
+        kept.append(_select(pa.Table.from_batches([batch]), wanted))
+    return (pa.concat_tables(kept) if kept else reader.schema.empty_table()), total
+
+
+def _part(part: Any, source: Any, wanted: Wanted, names: tuple[str, ...]) -> Any:
+    """One row group, or rows of a table that is in memory, as pandas."""
+    import pyarrow.parquet as pq
+
+    if not isinstance(source, Path):
+        table = source.slice(*part)
+    elif part is None:
+        table = pq.read_schema(source).empty_table()
+    else:
+        with _as_format_errors(source), pq.ParquetFile(source) as file:
+            table = file.read_row_group(part)
+    return _as_pandas(_select(table, wanted), names)
+
+
+def _as_pandas(table: Any, names: tuple[str, ...]) -> Any:
+    import pandas as pd
+
+    frame = _plain(table).to_pandas(types_mapper=_types)
+    frame["feature_name"] = pd.Categorical(frame["feature_name"].astype(object), categories=list(names))
+    return frame
+
+
+def _types(kind: Any) -> Any:
+    """Text stays Arrow's: pandas' objects would take five times the memory."""
+    import pandas as pd
+    import pyarrow as pa
+
+    return pd.ArrowDtype(kind) if pa.types.is_string(kind) else None
+
+
+def _select(table: Any, wanted: Wanted) -> Any:
+    """Rows that are wanted."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    keep = pc.greater_equal(table.column("qv"), wanted.min_qv)
+    if wanted.controls:
+        return table.filter(keep)
+    names = table.column("feature_name")
+    if "is_gene" in table.column_names:
+        keep = pc.and_(keep, table.column("is_gene"))
+    elif wanted.genes is not None:
+        # Names are compared in the file's own type: bytes in the oldest runs.
+        keep = pc.and_(keep, pc.is_in(names, value_set=pa.array(wanted.genes, type=pa.string()).cast(names.type)))
+    else:
+        keep = pc.and_(keep, pc.invert(pc.match_substring_regex(names.cast(pa.string()), _CONTROL)))
+    return table.filter(keep)
+
+
+def _plain(table: Any) -> Any:
+    """Columns as every version gets them: names, types, one word for "in no cell"."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    out = {}
+    for axis in ("x", "y", "z"):
+        if f"{axis}_location" in table.column_names:
+            out[axis] = table.column(f"{axis}_location").cast(pa.float32())
+    out["feature_name"] = table.column("feature_name").cast(pa.string())
+    if "cell_id" in table.column_names:
+        ids = table.column("cell_id").cast(pa.string())
+        nowhere = pc.or_kleene(pc.is_null(ids), pc.is_in(ids, value_set=pa.array(["-1", ""])))
+        out["cell_id"] = pc.if_else(nowhere, UNASSIGNED, ids)
+    out["qv"] = table.column("qv").cast(pa.float32())
+    for name in _KEPT:
+        if name in table.column_names:
+            column = table.column(name)
+            text = pa.types.is_binary(column.type) or pa.types.is_large_string(column.type)
+            out[name] = column.cast(pa.string()) if text else column
+    return pa.table(out)

@@ -1,0 +1,305 @@
+"""10x Xenium: onboard analysis 1.0 to 4.0 and Xenium Ranger outputs, complete or in parts, with or without H&E.
+
+https://www.10xgenomics.com/support/software/xenium-onboard-analysis/latest/analysis/xoa-output-understanding-outputs
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from .. import keys
+from ..errors import InputError, MissingError
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+    from ._build import Notes
+    from ._tables import Counts
+    from ._xenium import Bundle
+
+PRIORITY = 50
+
+
+def sniff(path: Path) -> str | None:
+    """What is recognised at `path`, or None.
+
+    Parameters
+    ----------
+    path
+        The bundle's folder, the folder above ``outs``, or a file in it (experiment.xenium, transcripts.parquet).
+    """
+    from ._xenium import find
+
+    bundle = find(path)
+    if bundle is None:
+        return None
+    return f"Xenium (onboard analysis {bundle.version})" if bundle.version else "Xenium"
+
+
+def read(
+    path: Path,
+    *,
+    mpp: float | None = None,
+    facts: dict[str, Any] | None = None,
+    min_qv: float = 20.0,
+    controls: bool = False,
+    transcripts: bool = True,
+    morphology: bool = True,
+    morphology_origin_um: list[float] | None = None,
+    he: str | Path | None = None,
+    he_alignment: str | Path | None = None,
+    he_direction: Literal["he_to_morphology", "morphology_to_he"] = "he_to_morphology",
+) -> SpatialData:
+    """Read a Xenium run.
+
+    Coordinate systems: "um" (the run's own microns, origin at the top left of the morphology image, y down) and
+    "global" (pixels of the morphology image). The run's matrix counts transcripts of quality 20 and above.
+
+    Parameters
+    ----------
+    path
+        The bundle's folder, the folder above ``outs``, or a file in it.
+    mpp
+        Microns per pixel of the morphology image; default experiment.xenium's, else the image's metadata.
+    facts
+        slide, patient, tissue, platform where known.
+    min_qv
+        Least quality of a transcript. 20 (one error in a hundred) is what 10x's own counts use; 12 % of a
+        5,000-gene run are below.
+    controls
+        Keep control probes and codewords: as transcripts, and as features in the counts.
+    transcripts, morphology
+        False leaves them out.
+    morphology_origin_um
+        (x, y) um of the morphology image's first pixel, of a bundle that was cut out.
+    he
+        H&E image; default ``*_he_image.ome.tif`` in the bundle or beside it.
+    he_alignment
+        Its alignment as Xenium Explorer exports it (three rows of three numbers, affine or projective, pixels);
+        default ``*_he_imagealignment.csv``. "none" keeps the image in a frame of its own, for `stainseq align`.
+    he_direction
+        Which way the alignment maps: Explorer's files map H&E pixels to morphology pixels.
+
+    Raises
+    ------
+    FormatError
+        Truncated or damaged files.
+    InputError
+        Duplicate ids, cells outside the image.
+    MissingError
+        H&E without alignment.
+    """
+    from spatialdata import SpatialData
+    from spatialdata.transformations import Identity, Scale
+
+    from . import _xenium
+    from ._build import NOTES, Notes, used_files
+
+    bundle = _xenium.find(path)
+    if bundle is None:
+        raise MissingError("no Xenium bundle", where=path, fix="give the folder that holds experiment.xenium")
+    facts = _facts(bundle, facts)
+    notes = Notes(facts["slide"])
+    pixel = float(mpp or bundle.experiment.get("pixel_size") or 0)
+    elements: dict[str, dict[str, Any]] = {"images": {}, "points": {}, "shapes": {}, "tables": {}}
+    cells = _xenium.cells(bundle) if "cells" in bundle.tables else None
+    counts = _counts(bundle, controls=controls, notes=notes)
+    if morphology and bundle.morphology:
+        image, pixel = _morphology(bundle, pixel, cells, morphology_origin_um, notes)
+        elements["images"]["morphology"] = image
+    pixel = pixel or _xenium.PIXEL_UM
+    to_px = {keys.UM: Identity(), "global": Scale([1 / pixel, 1 / pixel], axes=("x", "y"))}
+    if cells is not None:
+        elements["shapes"] |= _shapes(bundle, cells, to_px, notes)
+        if counts is not None:
+            elements["tables"][keys.counts(keys.CELLS)] = _table(bundle, cells, counts, notes)
+    if transcripts and "transcripts" in bundle.tables:
+        elements["points"][keys.TRANSCRIPTS] = _points(bundle, counts, min_qv, controls, to_px, notes)
+    he_path = Path(he) if he is not None else bundle.he
+    if he_path is not None:
+        from ._he import registered
+
+        elements["images"][keys.HE], facts["mpp"], facts["mpp_from"] = registered(
+            he_path,
+            bundle.alignment if he_alignment is None else Path(he_alignment),
+            pixel_um=pixel,
+            inverted=he_direction == "morphology_to_he",
+            alone=he_alignment == "none",
+            notes=notes,
+        )
+    facts |= {"pixel_size": pixel, "min_qv": min_qv, "files": used_files(**_files(bundle, he_path))}
+    sdata = SpatialData(**elements)
+    sdata.attrs[keys.STAMP] = {k: v for k, v in facts.items() if v is not None} | {NOTES: list(notes.lines)}
+    return sdata
+
+
+def _facts(bundle: Bundle, facts: dict[str, Any] | None) -> dict[str, Any]:
+    told = bundle.experiment
+    out = {**(facts or {}), "platform": "xenium"}
+    names = [
+        told.get("region_name"),
+        told.get("run_name"),
+        bundle.folder.name if bundle.folder.name != "outs" else None,
+    ]
+    out["slide"] = out.get("slide") or next((str(n) for n in names if n and n != "N/A"), bundle.folder.parent.name)
+    out |= {
+        k: told[v] for k, v in {"panel": "panel_name", "preservation": "preservation_method"}.items() if told.get(v)
+    }
+    out["version"] = bundle.version or None
+    return out
+
+
+def _files(bundle: Bundle, he: Path | None) -> dict[str, Path | None]:
+    matrix = bundle.matrix if bundle.matrix is not None and bundle.matrix.is_file() else None
+    return {
+        **bundle.tables,
+        "matrix": matrix,
+        "morphology": bundle.morphology[0] if bundle.morphology else None,
+        "he": he,
+        "alignment": bundle.alignment,
+    }
+
+
+def _counts(bundle: Bundle, *, controls: bool, notes: Notes) -> Counts | None:
+    from ._tables import genes_only, read_10x_h5, read_10x_mtx
+
+    if bundle.matrix is None:
+        notes("no cell_feature_matrix: no counts")
+        return None
+    counts = read_10x_h5(bundle.matrix) if bundle.matrix.is_file() else read_10x_mtx(bundle.matrix)
+    if not controls:
+        counts, left = genes_only(counts)
+        if left:
+            notes(left)
+    return counts
+
+
+def _morphology(
+    bundle: Bundle, pixel: float, cells: Any, origin: list[float] | None, notes: Notes
+) -> tuple[Any, float]:
+    from spatialdata.transformations import Affine, Identity
+
+    from . import _xenium
+    from ._channels import image_element, open_channels
+
+    levels, names, told = open_channels(bundle.morphology, stack=bundle.is_stack)
+    # A re-saved image has pixels of its own; the instrument's hold for images as it wrote them.
+    own = told[0] if told is not None else pixel or _xenium.PIXEL_UM
+    pixel = pixel or own
+    if bundle.is_stack:
+        notes("no focused morphology image: the middle plane of the stack is taken")
+    shift = np.zeros(2) if origin is None else np.asarray(origin, dtype=float)
+    if cells is not None:
+        at = cells[["x_centroid", "y_centroid"]].to_numpy() - shift
+        _xenium.check_inside(at, levels[0].shape[1:], own, where=bundle.morphology[0])
+    matrix = np.array([[own, 0, shift[0]], [0, own, shift[1]], [0, 0, 1]])
+    um = Affine(matrix, input_axes=("x", "y"), output_axes=("x", "y"))
+    pixels = Affine(np.diag([1 / pixel, 1 / pixel, 1]) @ matrix, input_axes=("x", "y"), output_axes=("x", "y"))
+    same = np.allclose(pixels.to_affine_matrix(("x", "y"), ("x", "y")), np.eye(3))
+    notes(f"morphology: {', '.join(names)}; {levels[0].shape[2]} x {levels[0].shape[1]} px, {own:g} um/px")
+    return image_element(levels, names, {"global": Identity() if same else pixels, keys.UM: um}), pixel
+
+
+def _shapes(bundle: Bundle, cells: Any, to: dict[str, Any], notes: Notes) -> dict[str, Any]:
+    """Outlines of cells (circles of their area where there are none) and of nuclei."""
+    import geopandas as gpd
+    import pandas as pd
+    import shapely
+    from spatialdata.models import ShapesModel
+
+    from . import _xenium
+
+    out = {}
+    ids = pd.Index([str(i) for i in cells.index], dtype=object)
+    if "cell_boundaries" in bundle.tables:
+        owner, _, shapes = _xenium.outlines(bundle.tables["cell_boundaries"])
+        frame = gpd.GeoDataFrame(geometry=shapes, index=pd.Index([str(c) for c in owner], dtype=object))
+        if not frame.index.is_unique:
+            raise InputError(
+                f"{int(frame.index.duplicated().sum())} cells with several outlines",
+                where=bundle.tables["cell_boundaries"],
+                fix="write one outline a cell",
+            )
+        known = ids.intersection(frame.index, sort=False)
+        if len(known) < len(ids):
+            notes(f"{len(ids) - len(known)} of {len(ids)} cells have no outline")
+        if len(known) < len(frame):
+            notes(f"{len(frame) - len(known)} outlines belong to no cell of the cell table and were left out")
+        frame = frame.loc[known]
+    else:
+        area = cells["cell_area"].to_numpy(dtype=float) if "cell_area" in cells else np.full(len(ids), np.nan)
+        radius = np.sqrt(np.where(np.isfinite(area) & (area > 0), area, np.pi * 25.0) / np.pi)
+        centres = shapely.points(cells[["x_centroid", "y_centroid"]].to_numpy())
+        frame = gpd.GeoDataFrame({"radius": radius}, geometry=centres, index=ids)
+        notes("no cell outlines: circles of the cells' area stand for them")
+    frame.index.name = None
+    out[keys.CELLS] = ShapesModel.parse(frame, transformations=to)
+    if "nucleus_boundaries" in bundle.tables:
+        owner, label, shapes = _xenium.outlines(bundle.tables["nucleus_boundaries"])
+        nuclei = gpd.GeoDataFrame(
+            {"cell_id": pd.array([str(c) for c in owner], dtype=object)},
+            geometry=shapes,
+            index=pd.Index(_xenium.nucleus_ids(owner, label), dtype=object),
+        )
+        if label is not None:
+            nuclei["label"] = label
+        out[keys.NUCLEI] = ShapesModel.parse(nuclei, transformations=to)
+        notes(f"{len(nuclei)} nuclei in {len(np.unique(owner.astype(str)))} cells")
+    return out
+
+
+def _table(bundle: Bundle, cells: Any, counts: Counts, notes: Notes) -> Any:
+    import pandas as pd
+    from anndata import AnnData
+    from spatialdata.models import TableModel
+
+    from ._build import READ, join, tidy
+    from ._tables import check_ids, var_table
+
+    check_ids(counts.ids, what="the matrix", where=bundle.matrix)
+    positions = pd.Index([str(i) for i in cells.index], dtype=object)
+    rows = join(positions, counts.ids, notes=notes, where=bundle.matrix, what="cells")
+    kept = rows >= 0
+    var, changed = var_table(counts)
+    if changed:
+        notes(f"{changed} gene names occur twice and got a number")
+    if counts.feature_types is not None:
+        var["feature_type"] = pd.Categorical(counts.feature_types)
+    obs = tidy(cells[kept])
+    obs.index = positions[kept]
+    obs[keys.REGION_KEY] = pd.Categorical([keys.CELLS] * len(obs))
+    obs[keys.INSTANCE_KEY] = list(obs.index)
+    table = AnnData(counts.X[rows[kept]], obs=obs, var=var)
+    table.obsm[keys.SPATIAL] = cells[kept][["x_centroid", "y_centroid"]].to_numpy(dtype=np.float64)
+    void = int((np.asarray(table.X.sum(axis=1)) == 0).sum())
+    if void:
+        notes(f"{void} of {table.n_obs} cells have no count at all")
+    table.uns[READ] = {"notes": list(notes.lines)}
+    return TableModel.parse(table, region=keys.CELLS, region_key=keys.REGION_KEY, instance_key=keys.INSTANCE_KEY)
+
+
+def _points(
+    bundle: Bundle, counts: Counts | None, min_qv: float, controls: bool, to: dict[str, Any], notes: Notes
+) -> Any:
+    from spatialdata.models import PointsModel
+
+    from ._tables import genes_only
+    from ._transcripts import Wanted, open_transcripts
+
+    path = bundle.tables["transcripts"]
+    genes = None if controls or counts is None else tuple(genes_only(counts)[0].symbols)
+    frame, survey = open_transcripts(path, Wanted(min_qv, controls, genes))
+    kind = "" if controls else " of genes"
+    notes(f"{survey.kept} of {survey.total} transcripts kept: those{kind} with quality {min_qv:g} or more")
+    coordinates = {a: a for a in ("x", "y", "z") if a in frame.columns}
+    instance = {"instance_key": "cell_id"} if "cell_id" in frame.columns else {}
+    with warnings.catch_warnings():
+        # Parts have indices of their own; the store puts points in an order of its own anyway.
+        warnings.filterwarnings("ignore", message="The index of the dataframe is not monotonic")
+        return PointsModel.parse(
+            frame, coordinates=coordinates, feature_key="feature_name", transformations=to, sort=False, **instance
+        )
