@@ -181,7 +181,10 @@ def write_table(table: Any, path: str | os.PathLike[str]) -> Path:
 
 
 def _write(table: Any, path: Path) -> None:
-    if is_mudata(table):
-        table.write_h5mu(path)
-    else:
+    if not is_mudata(table):
         table.write_h5ad(path)
+        return
+    import mudata
+
+    with mudata.set_options(pull_on_update=False):  # columns stay where they are: mudata's own next default
+        table.write_h5mu(path)

@@ -15,8 +15,29 @@ import stainseq as ss
 from stainseq import store
 from stainseq.errors import MissingError, StoreError
 
+MODEL = {
+    "name": "breast-model",
+    "head": "ridge",
+    "encoder": "colour",
+    "region": "spots",
+    "slides": ["A1", "A2"],
+    "patients": ["A"],
+    "tissues": ["breast"],
+    "n": 561,
+    "n_genes": 50,
+    "split": "slide",
+    "n_folds": 2,
+    "notes": ["scores are within patients: they say nothing about new patients"],
+    "cross_validation": {
+        "summary": {"pearson": 0.4125, "interval": [0.371, 0.449], "rmse": 0.71},
+        "baseline": {"gene_mean": {"pearson": 0.0}, "colour": {"pearson": 0.2875, "interval": [0.25, 0.32]}},
+        "ceiling": {"pearson": 0.8125},
+        "n_genes": 62,
+    },
+}
 
-def _with_prediction(seed: int = 0):
+
+def _with_prediction(seed: int = 0, **more):
     """A toy slide with a prediction that knows the rate and adds noise."""
     sdata = ss.datasets.toy_slide(seed=seed)
     table = sdata["counts_spots"]
@@ -29,7 +50,7 @@ def _with_prediction(seed: int = 0):
     predicted.obsm["spatial"] = table.obsm["spatial"]
     predicted.uns["spatialdata_attrs"] = dict(table.uns["spatialdata_attrs"])
     predicted.layers["baseline_colour"] = mean.mean(0) + rng.normal(0, 1, mean.shape).astype(np.float32)
-    units = {"units": "log1p(counts per 1e4)"}
+    units = {"units": "log1p(counts per 1e4)", **more}
     store.write_element(
         sdata, "pred_ridge_spots", predicted, step="predict", parameters={"region": "spots"}, more=units
     )
@@ -51,8 +72,8 @@ def metrics(slide):
 
 def test_measured_and_predicted_share_one_scale(slide):
     figure = ss.pl.measured_predicted(slide, genes=["MOR0000", "MOR0002"], notes={"MOR0000": "r = 0.61"})
-    bars = [ax for ax in figure.axes if ax.get_label() == "<colorbar>"]
-    maps = [ax for ax in figure.axes if ax.collections and ax.get_label() != "<colorbar>"]
+    bars = [bar for ax in figure.axes for bar in ax.child_axes]
+    maps = [ax for ax in figure.axes if ax.collections]
     assert len(bars) == 2
     assert len(maps) == 4
     values = np.concatenate(
@@ -225,4 +246,40 @@ def test_report_of_a_grid_on_a_picture_alone(tmp_path):
     sdata.tables["everywhere"] = table
     text = ss.pl.report(sdata, out=tmp_path / "a.html").read_text()
     assert _Page(text).headings == ["The tissue", "Predicted expression", "What was done"]
-    assert "98 regions of a regular grid, predicted from the image alone." in text
+    assert "98 places on a grid, predicted from the image alone." in text
+    assert "<b>98</b><span>places on a grid predicted</span>" in text
+    assert "grid predicted from" not in text
+
+
+def test_a_prediction_without_truth_carries_its_models_own_scores(tmp_path):
+    """Nothing was measured here: what is known is the model's cross-validation, and it is labelled as that."""
+    sdata = _with_prediction(model=MODEL)
+    del sdata.tables["counts_spots"]
+    text = ss.pl.report(sdata, out=tmp_path / "a.html").read_text()
+    assert _Page(text).headings == ["The tissue", "Predicted expression", "The model", "What was done"]
+    for words in (
+        "breast-model",
+        "A1, A2",
+        "561 spots",
+        "2 folds by slide",
+        "62 genes",
+        "0.37 to 0.45",
+        "Nothing was measured on this slide",
+        "in the model&#39;s cross-validation",
+        "This slide is of toy, the model learned from breast.",
+        "say nothing about new patients",
+    ):
+        assert words in text, words
+    rows = [re.sub("<[^>]+>", " ", row).split() for row in re.findall(r"<tr.*?</tr>", text, re.DOTALL)]
+    assert ["this", "model", "0.41", "0.37", "to", "0.45", "0.71"] in rows
+    assert ["colour", "only", "0.29", "0.25", "to", "0.32", "–"] in rows
+    assert ["noise", "ceiling", "0.81", "–"] in rows
+
+
+def test_scores_on_the_slide_stay_apart_from_the_models_own(slide, metrics, tmp_path):
+    sdata = _with_prediction(model=MODEL)
+    text = ss.pl.report(sdata, out=tmp_path / "a.html", metrics=metrics).read_text()
+    assert _Page(text).headings[2:4] == ["How good the prediction is", "The model"]
+    assert "Cross-validation inside the training slides" in text
+    assert "Nothing was measured on this slide" not in text
+    assert "in the model&#39;s cross-validation" not in text

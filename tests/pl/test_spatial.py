@@ -70,7 +70,7 @@ def test_colour_bar_runs_between_quantiles(slide):
     table = slide["counts_spots"]
     table.obs["value"] = np.r_[1000.0, np.linspace(0, 1, table.n_obs - 1)]
     figure = ss.pl.spatial(slide, color="value", quantiles=(0.05, 0.95))
-    bar = next(ax for ax in figure.axes if ax.get_label() == "<colorbar>")
+    bar = _maps(figure)[0].child_axes[0]
     np.testing.assert_allclose(bar.get_ylim(), np.quantile(table.obs["value"], [0.05, 0.95]))
     del table.obs["value"]
 
@@ -223,3 +223,244 @@ def test_one_spot_and_one_place():
     one = AnnData(np.ones((1, 1), np.float32), var=pd.DataFrame(index=["g"]))
     one.obsm["spatial"] = np.array([[5.0, 5.0]])
     assert ss.pl.spatial(one, color="g").axes
+
+
+# ---- true outlines of any number of regions ------------------------------------------------------------------------
+
+
+def _blobs(n=60, seed=0):
+    """Polygons that do not overlap, some with holes, some in two parts."""
+    import shapely
+
+    rng = np.random.default_rng(seed)
+    at = np.stack(np.meshgrid(np.arange(10), np.arange(6)), -1).reshape(-1, 2)[:n] * 20.0 + 10
+    whole = shapely.buffer(shapely.points(at), rng.uniform(5, 9, n))
+    whole[::5] = shapely.difference(whole[::5], shapely.buffer(shapely.points(at[::5]), 3))
+    cut = shapely.box(at[1::5, 0] - 1, at[1::5, 1] - 20, at[1::5, 0] + 1, at[1::5, 1] + 20)
+    whole[1::5] = shapely.difference(whole[1::5], cut)
+    return whole
+
+
+@pytest.fixture(scope="module")
+def cells():
+    import geopandas as gpd
+    from spatialdata import SpatialData
+    from spatialdata.models import ShapesModel
+    from spatialdata.transformations import Identity
+
+    shapes = gpd.GeoDataFrame(geometry=_blobs(), index=[f"c{i}" for i in range(60)])
+    table = AnnData(np.arange(60.0)[:, None] + 0.5, obs=pd.DataFrame(index=shapes.index), var=pd.DataFrame(index=["g"]))
+    return SpatialData(
+        shapes={"cells": ShapesModel.parse(shapes, transformations={"um": Identity()})}, tables={"pred_x_cells": table}
+    )
+
+
+def test_painted_outlines_are_those_of_the_polygons(cells):
+    """Every pixel's cover and colour against shapely, for polygons with holes and parts."""
+    import shapely
+
+    from stainseq import regions
+
+    shapes = _blobs()
+    colours = np.random.default_rng(3).uniform(0, 1, (60, 4))
+    got = _draw.paint_outlines(regions.get(cells, "cells"), colours, (0, 0, 200, 120), 100)
+    assert got.shape == (60, 100, 4)
+    offsets = np.array([[-0.5, -0.5], [0.5, -0.5], [-0.5, 0.5], [0.5, 0.5]])
+    for row in range(0, 60, 3):
+        for col in range(0, 100, 3):
+            points = shapely.points(np.array([2 * col + 1, 2 * row + 1]) + offsets)
+            who = [next((i for i, s in enumerate(shapes) if shapely.contains(s, p)), -1) for p in points]
+            seen = [w for w in who if w >= 0]
+            assert got[row, col, 3] == len(seen) / 4
+            if seen:
+                np.testing.assert_allclose(got[row, col, :3], colours[seen, :3].mean(0), rtol=1e-5)
+
+
+def test_painted_borders_are_hollow(cells):
+    from stainseq import regions
+
+    got = _draw.paint_outlines(regions.get(cells, "cells"), np.ones((60, 4)), (0, 0, 200, 120), 400, hollow=True)
+    centre = got[20, 100]  # of a cell without a hole
+    assert centre[3] == 0
+    assert 0.02 < (got[..., 3] > 0).mean() < 0.3
+
+
+def test_many_polygons_are_painted_and_few_are_drawn_alike(cells, monkeypatch):
+    """The painted map shows what the drawn one shows."""
+
+    def drawn():
+        figure = ss.pl.spatial(cells, color="g", region="cells", scale_bar=False, panel_inches=4)
+        figure.canvas.draw()
+        return np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(int), _maps(figure)[0]
+
+    paths, ax = drawn()
+    assert ax.collections
+    monkeypatch.setattr(_draw, "PAINT_ABOVE", 10)
+    painted, ax = drawn()
+    assert not ax.collections
+    assert np.abs(paths - painted).mean() < 2
+
+
+def test_holes_stay_open(cells):
+    figure = ss.pl.spatial(cells, color="g", region="cells", scale_bar=False, panel_inches=6)
+    figure.canvas.draw()
+    drawn = np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(int)
+    col, row = _maps(figure)[0].transData.transform((10, 10))  # the first cell has a hole of 3 um
+    assert (drawn[drawn.shape[0] - 1 - int(row), int(col)] > 250).all()
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_labels_are_drawn_and_painted(few, monkeypatch):
+    from spatialdata import SpatialData
+    from spatialdata.models import Labels2DModel, TableModel
+    from spatialdata.transformations import Scale
+
+    raster = np.zeros((40, 60), np.int32)
+    raster[5:15, 5:25], raster[20:35, 30:50] = 3, 7
+    obs = pd.DataFrame({"region": pd.Categorical(["nuclei"] * 2), "instance_id": [3, 7]}, index=["3", "7"])
+    table = AnnData(np.array([[1.5], [2.5]]), obs=obs, var=pd.DataFrame(index=["g"]))
+    slide = SpatialData(
+        labels={
+            "nuclei": Labels2DModel.parse(raster, dims=("y", "x"), transformations={"um": Scale([2, 2], ("x", "y"))})
+        },
+        tables={
+            "counts_nuclei": TableModel.parse(table, region="nuclei", region_key="region", instance_key="instance_id")
+        },
+    )
+    if not few:
+        from stainseq.pl import _find
+
+        monkeypatch.setattr(_find, "LABELS_AS_POLYGONS_UP_TO", 1)
+    figure = ss.pl.spatial(
+        slide, color="g", region="nuclei", crop_um=(0, 0, 120, 80), quantiles=(0, 1), scale_bar=False, panel_inches=3
+    )
+    figure.canvas.draw()
+    drawn = np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(int)
+    ax = _maps(figure)[0]
+    assert bool(ax.collections) is few
+    low, high = (np.array(mpl.colormaps["viridis"](v)[:3]) * 255 for v in (0.0, 1.0))
+    for x, y, want in ((30, 20, low), (80, 55, high), (30, 55, [255] * 3), (52, 12, [255] * 3)):
+        col, row = ax.transData.transform((x, y))
+        assert np.abs(drawn[drawn.shape[0] - 1 - int(row), int(col)] - want).max() < 12
+
+
+def test_bins_of_a_turned_grid_are_drawn_turned(tmp_path):
+    from stainseq import regions, store
+
+    slide = store.create(tmp_path / "a.zarr", ss.datasets.toy_slide(seed=0), step="convert", parameters={})
+    c, s = 40 * np.cos(0.3), 40 * np.sin(0.3)
+    row, col = np.divmod(np.arange(12), 4)
+    turned = np.array([[c, -s, 200], [s, c, 200], [0, 0, 1.0]])
+    ids = [f"b{i}" for i in range(12)]
+    regions.add_grid(
+        slide, "bins", rows=row, cols=col, ids=ids, shape=(3, 4), transform=turned, step="t", parameters={}
+    )
+    figure = ss.pl.spatial(slide, region="bins")
+    outlines = next(x for x in _maps(figure)[0].collections if isinstance(x, PolyCollection))
+    got = {tuple(v) for v in np.round(outlines.get_paths()[0].vertices, 3).tolist()}
+    assert got == {tuple(np.round((turned @ [i, j, 1])[:2], 3).tolist()) for i in (0, 1) for j in (0, 1)}
+
+
+# ---- several samples -----------------------------------------------------------------------------------------------
+
+
+def _samples():
+    """Two samples in one table that lie on the same coordinates; the second lacks a domain."""
+    rng = np.random.default_rng(0)
+    one = AnnData(rng.poisson(3.0, (50, 2)).astype(np.float32), var=pd.DataFrame(index=["a", "b"]))
+    xy = np.stack(np.meshgrid(np.arange(10.0), np.arange(5.0)), -1).reshape(-1, 2) * 10
+    one.obs_names = [f"x{i}" for i in range(50)]
+    one.obsm["spatial"] = np.vstack([xy[:30], xy[:20]])
+    one.obs["sample"] = ["s10"] * 30 + ["s2"] * 20
+    one.obs["domain"] = pd.Categorical(["0", "1", "2"] * 10 + ["1", "2"] * 10)
+    one.obs["score"] = np.r_[np.zeros(30), np.full(20, 9.0)]
+    one.obsm["p"] = rng.uniform(size=(50, 3))
+    one.var["symbol"] = ["Alpha", "Beta"]
+    return one
+
+
+def test_samples_of_a_table_get_a_panel_each():
+    figure = ss.pl.spatial(_samples(), color="score", quantiles=(0, 1))
+    maps = _maps(figure)
+    assert [ax.get_title() for ax in maps] == ["s2", "s10"]
+    assert [len(_circles(ax).get_offsets()) for ax in maps] == [20, 30]
+    # One bar, of the values of both: the sample of nines is yellow, that of zeros violet.
+    np.testing.assert_allclose(_circles(maps[0]).get_facecolor()[0], mpl.colormaps["viridis"](1.0))
+    np.testing.assert_allclose(_circles(maps[1]).get_facecolor()[0], mpl.colormaps["viridis"](0.0))
+    spans = [np.ptp(ax.get_xlim()) for ax in maps]
+    assert spans[0] == spans[1]
+
+
+def test_a_domain_has_one_colour_in_all_samples_and_columns():
+    table = _samples()
+    table.obs["refined"] = table.obs["domain"].astype(str).astype("category")
+    figure = ss.pl.spatial(table, color=["domain", "refined"])
+    maps = _maps(figure)
+    assert len(maps) == 4
+    seen: dict[str, set] = {}
+    for i, ax in enumerate(maps):
+        rows = table.obs["sample"] == ("s2", "s10")[i % 2]
+        for name, colour in zip(table.obs["domain"][rows], _circles(ax).get_facecolor(), strict=True):
+            seen.setdefault(name, set()).add(tuple(colour))
+    assert [len(v) for v in seen.values()] == [1, 1, 1]
+    assert len({next(iter(v)) for v in seen.values()}) == 3
+    legends = [ax.get_legend() for ax in maps if ax.get_legend() is not None]
+    assert [[t.get_text() for t in x.get_texts()] for x in legends] == [["0", "1", "2"]] * 2
+
+
+def test_slides_by_name_and_a_choice_of_them(slide):
+    other = ss.datasets.toy_slide(seed=1)
+    figure = ss.pl.spatial({"A": slide, "B": other}, color="MOR0000", samples=["B", "A"])
+    assert [ax.get_title() for ax in _maps(figure)] == ["B", "A"]
+    assert all(ax.get_images() for ax in _maps(figure))
+    assert [ax.get_title() for ax in _maps(ss.pl.spatial([slide, other], color="truth"))] == ["toy0", "toy1"]
+    with pytest.raises(MissingError, match=r"no sample 'C'.*one of: A, B"):
+        ss.pl.spatial({"A": slide, "B": other}, samples="C")
+    with pytest.raises(InputError, match="two samples are named 'toy0'"):
+        ss.pl.spatial([slide, slide])
+
+
+def test_crops_by_sample(slide):
+    crops = {"A": (0, 0, 100, 100), "B": (200, 300, 300, 400)}
+    figure = ss.pl.spatial({"A": slide, "B": slide}, color="MOR0000", crop_um=crops)
+    assert [ax.get_xlim() for ax in _maps(figure)] == [(0, 100), (200, 300)]
+
+
+def test_columns_of_obsm_and_symbols():
+    from stainseq.pl import _find
+
+    table = _samples()
+    np.testing.assert_allclose(_find.values(table, "p:2").numbers, table.obsm["p"][:, 2])
+    np.testing.assert_allclose(_find.values(table, "Beta").numbers, _find.values(table, "b").numbers)
+    with pytest.raises(MissingError, match="up to 2"):
+        ss.pl.spatial(table, color="p:3")
+    with pytest.raises(MissingError, match="did you mean 'Alpha'"):
+        ss.pl.spatial(table, color="alpah")
+
+
+def test_numbers_in_one_sample_and_names_in_another_are_refused():
+    a, b = _samples()[:30].copy(), _samples()[30:].copy()
+    b.obs["score"] = "many"
+    with pytest.raises(InputError, match="numbers in some samples and names in others"):
+        ss.pl.spatial({"a": a, "b": b}, color="score")
+
+
+def test_a_long_legend_is_cut():
+    names = [f"n{i}" for i in range(200)]
+    big = AnnData(np.zeros((200, 1), np.float32), obs=pd.DataFrame({"each": names}, index=names))
+    big.obsm["spatial"] = np.random.default_rng(0).uniform(0, 100, (200, 2))
+    entries = [t.get_text() for t in _maps(ss.pl.spatial(big, color="each"))[0].get_legend().get_texts()]
+    assert entries[-1] == f"and {200 - len(entries) + 1} more"
+    assert len(entries) <= 42
+
+
+def test_mudata_and_files_are_drawn(tmp_path):
+    import mudata
+
+    table = _samples()
+    with mudata.set_options(pull_on_update=False):
+        both = mudata.MuData({"rna": table})
+    ss.io.write_table(both, tmp_path / "a.h5mu")
+    table.write_h5ad(tmp_path / "a.h5ad")
+    for data in (both, tmp_path / "a.h5mu", tmp_path / "a.h5mu" / "rna", tmp_path / "a.h5ad"):
+        assert len(_maps(ss.pl.spatial(data, color="score"))) == 2

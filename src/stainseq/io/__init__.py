@@ -10,11 +10,24 @@ from ._image import get_image
 from ._info import info
 from ._keypoints import Keypoints, read_keypoints
 from ._read import convert, read, sniff
+from ._tables import read_table, write_table
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-__all__ = ["Keypoints", "convert", "get_image", "info", "open", "read", "read_keypoints", "sniff", "write"]
+__all__ = [
+    "Keypoints",
+    "convert",
+    "get_image",
+    "info",
+    "open",
+    "read",
+    "read_keypoints",
+    "read_table",
+    "sniff",
+    "write",
+    "write_table",
+]
 
 
 def open(path: str | os.PathLike[str]) -> SpatialData:

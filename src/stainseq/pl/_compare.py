@@ -99,7 +99,7 @@ def measured_predicted(
             for ax, marks, shown in zip(row, near, numbers, strict=True):
                 _spatial.one_map(ax, box, rgb=rgb, alpha=image_alpha)
                 _draw.regions(ax, marks, _draw.shade(shown, low, high, cmap), box)
-            _draw.colour_bar(figure, list(row), low, high, cmap=cmap, label=values[0].unit, extend=extend)
+            _draw.colour_bar(row[-1], low, high, cmap=cmap, label=values[0].unit, extend=extend)
             _titles(row, gene, (notes or {}).get(gene, ""))
         if scale_bar:
             _draw.scale_bar(axes[-1][0], box)

@@ -13,13 +13,15 @@ from . import _style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 RASTER_ABOVE = 2_000
 """More regions than this become pixels inside vector files, which else open slowly."""
 
 PAINT_ABOVE = 20_000
 """More regions than this are painted as pixels: drawing each as a path takes seconds per 100,000."""
+
+LEGEND_ROWS, LEGEND_UP_TO = 14, 41
+"""Entries of a legend in a column, and in all: more categories than this cannot be told by colour anyway."""
 
 _SAMPLES = 2
 """Points a pixel and axis at which it is asked which region lies there: edges come out smooth."""
@@ -138,10 +140,12 @@ def _outlines(polygons: np.ndarray, style: dict[str, Any]) -> Any:
     from matplotlib.collections import PathCollection, PolyCollection
     from matplotlib.path import Path
 
-    rings, owner = shapely.get_rings(shapely.orient_polygons(polygons), return_index=True)
+    parts, of = shapely.get_parts(shapely.orient_polygons(polygons), return_index=True)
+    rings, part = shapely.get_rings(parts, return_index=True)
+    owner = of[part]
     points, ring = shapely.get_coordinates(rings, return_index=True)
     starts = np.searchsorted(ring, np.arange(len(rings) + 1))
-    if len(rings) == len(polygons):
+    if np.array_equal(owner, np.arange(len(polygons))):
         return PolyCollection(np.split(points, starts[1:-1]), **style)
     codes = np.full(len(points), Path.LINETO, dtype=np.uint8)
     codes[starts[:-1]], codes[starts[1:] - 1] = Path.MOVETO, Path.CLOSEPOLY
@@ -327,24 +331,49 @@ def limits(values: Sequence[np.ndarray], quantiles: tuple[float, float]) -> tupl
     return float(low), float(high), ends[bool(joined.min() < low), bool(joined.max() > high)]
 
 
-def colour_bar(figure: Figure, ax: Any, low: float, high: float, *, cmap: str, label: str, extend: str) -> None:
-    """A slim bar beside one or more panels."""
+def colour_bar(
+    ax: Axes,
+    low: float,
+    high: float,
+    *,
+    cmap: str,
+    label: str,
+    extend: str,
+    title: str | None = None,
+    italic: bool = False,
+) -> None:
+    """A slim bar beside a panel; it hangs on the panel, so that bars and legends of several rows stand in line.
+
+    Parameters
+    ----------
+    ax
+        The panel, or the last of those that share the bar.
+    low, high
+        Its range.
+    cmap
+        Colour map.
+    label
+        Unit, along the bar.
+    extend
+        Which ends are clipped, as `limits` says.
+    title
+        Above it.
+    italic
+        The title is a gene.
+    """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
     from matplotlib.ticker import MaxNLocator
 
-    bar = figure.colorbar(
-        ScalarMappable(Normalize(low, high), cmap=cmap),
-        ax=ax,
-        shrink=0.6,
-        aspect=16,
-        pad=0.02,
-        extend=extend,
-        extendfrac=0.04,
-        ticks=MaxNLocator(4),
+    tall = abs(ax.get_ylim()[1] - ax.get_ylim()[0]) / abs(ax.get_xlim()[1] - ax.get_xlim()[0])
+    where = ax.inset_axes((1.03, 0.16, 0.035, 0.68))
+    bar = ax.figure.colorbar(
+        ScalarMappable(Normalize(low, high), cmap=cmap), cax=where, extend=extend, extendfrac=0.04, ticks=MaxNLocator(4)
     )
-    bar.set_label(label, labelpad=3)
+    bar.set_label(label if tall > 0.7 else label.replace(" per ", "\nper "), labelpad=3, fontsize=7)
     bar.outline.set_visible(False)
+    if title is not None:
+        where.set_title(title, fontsize=8, loc="left", pad=7, style="italic" if italic else "normal")
 
 
 def legend(ax: Axes, entries: Sequence[tuple[str, str]], *, title: str | None = None) -> None:
@@ -362,19 +391,27 @@ def legend(ax: Axes, entries: Sequence[tuple[str, str]], *, title: str | None = 
     from matplotlib.lines import Line2D
 
     style: dict[str, Any] = {"marker": "o", "linestyle": "", "markersize": 5, "markeredgewidth": 0}
+    handles = [Line2D([], [], color=colour, label=name, **style) for name, colour in entries[:LEGEND_UP_TO]]
+    if len(entries) > LEGEND_UP_TO:
+        handles.append(Line2D([], [], linestyle="", label=f"and {len(entries) - LEGEND_UP_TO} more"))
     ax.legend(
-        handles=[Line2D([], [], color=colour, label=name, **style) for name, colour in entries],
+        handles=handles,
         loc="upper left",
         bbox_to_anchor=(1.0, 1.0),
         borderaxespad=0.2,
         handletextpad=0.1,
         labelspacing=0.3,
         columnspacing=0.8,
-        ncols=1 + (len(entries) - 1) // 14,
+        ncols=legend_columns(len(handles)),
         title=title,
         title_fontsize=7,
         alignment="left",
     )
+
+
+def legend_columns(n: int) -> int:
+    """Columns of a legend with so many entries."""
+    return 1 + (min(n, LEGEND_UP_TO + 1) - 1) // LEGEND_ROWS
 
 
 def shade(values: np.ndarray, low: float, high: float, cmap: str) -> np.ndarray:

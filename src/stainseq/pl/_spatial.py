@@ -226,10 +226,10 @@ class _Drawing:
                 _draw.scale_bar(ax, sample.box)
         n = len(self.samples)
         for c in range(len(self.names)):
-            self._fill(figure, axes[c * n : (c + 1) * n], c, named=several)
+            self._fill(axes[c * n : (c + 1) * n], c, named=several)
         return figure
 
-    def _fill(self, figure: Figure, axes: list[Axes], c: int, *, named: bool) -> None:
+    def _fill(self, axes: list[Axes], c: int, *, named: bool) -> None:
         """Regions of all panels of one colour, and the bar or legend that they share."""
         shown = [s.shown[c] for s in self.samples]
         known = [v for v in shown if v is not None]
@@ -248,14 +248,14 @@ class _Drawing:
             else:
                 colours, edge = self._rgba(what, low, high), None
             _draw.regions(ax, sample.marks, colours, sample.box, edge=edge, longest_px=longest)
+        # What several panels share stands at the end of their first row.
+        last = axes[min(self.columns, len(axes)) - 1] if len(self.names) == 1 else axes[-1]
         if numbers:
-            gene = self.samples[0].genes[c]
-            label = known[0].unit
-            if named:
-                label = (f"{known[0].name}, {label}" if gene else f"{known[0].name} {label}").strip(" ,")
-            _draw.colour_bar(figure, axes, low, high, cmap=self.cmap, label=label, extend=extend)
+            title, gene = known[0].name if named else None, self.samples[0].genes[c]
+            _draw.colour_bar(
+                last, low, high, cmap=self.cmap, label=known[0].unit, extend=extend, title=title, italic=gene
+            )
         elif known:
-            last = axes[min(self.columns, len(axes)) - 1] if len(self.names) == 1 else axes[-1]
             self._legend(last, known, title=known[0].name if named else None)
 
     def _rgba(self, what: _find.Values, low: float, high: float) -> np.ndarray:
@@ -290,11 +290,14 @@ class _Drawing:
 
     def _beside(self) -> float:
         """Room for a bar or a legend, inches."""
-        shown = [v for s in self.samples for v in s.shown if v is not None]
-        longest = max((len(c) for v in shown for c in v.categories or []), default=0)
-        wide = [0.35 + 0.055 * max(longest, 4)] if longest else []
-        wide += [0.55] if any(v.numbers is not None for v in shown) else []
-        return max(wide, default=0.0)
+        wide = [0.0]
+        for v in (v for s in self.samples for v in s.shown if v is not None):
+            if v.numbers is not None:
+                wide.append(0.6)
+            else:
+                names = v.categories or [""]
+                wide.append(_draw.legend_columns(len(names)) * (0.3 + 0.055 * max(map(len, names))))
+        return max(wide)
 
 
 def panels(
