@@ -43,6 +43,9 @@ def check_output(*paths: str | os.PathLike[str] | None) -> None:
         if path.is_dir():
             what, fix = REASONS[errno.EISDIR]
             raise StoreError(what, where=path, fix=fix)
+        if any(part.is_file() for part in path.parents):
+            what, fix = REASONS[errno.ENOTDIR]
+            raise StoreError(what, where=path, fix=fix)
         if not path.parent.is_dir():
             raise StoreError("there is no such folder", where=path.parent, fix="make it first, or correct the path")
         target = path if path.exists() else path.parent

@@ -58,6 +58,7 @@ def test_csv_and_out_leave_the_given_file_alone(table, tmp_path):
     back = pd.read_csv(tmp_path / "a.csv")
     own = ["I", "expected", "variance", "skewness", "z", "log10_pval", "pval"]
     assert list(back.columns) == ["gene", *own, "padj", "svg", "rank"]
+    assert (tmp_path / "a.csv").read_text().splitlines()[1].endswith(",1")
     assert list(back["gene"]) == list(found["gene"])
     import anndata
 
@@ -87,15 +88,21 @@ def test_predicted_table_is_tested_as_it_is(table):
     np.testing.assert_allclose(found.set_index("gene")["I"].reindex(table.var_names), want, rtol=1e-6)
 
 
-def test_samples_one_at_a_time(table):
+def test_one_sample_of_many_is_as_that_sample_alone(table):
     table.obs["sample"] = ["a"] * 50 + ["b"] * (table.n_obs - 50)
-    with pytest.raises(InputError, match="2 samples"):
-        ss.tl.svg(table)
     found = ss.tl.svg(table, sample="a")
-    alone = ss.tl.svg(table[:50].copy(), sample="a")
+    alone = ss.tl.svg(table[:50].copy(), sample=["a"])
     pd.testing.assert_frame_equal(found, alone)
+    assert "samples" not in table.uns["moran"]
     with pytest.raises(MissingError, match="one of: a, b"):
         ss.tl.svg(table, sample="c")
+    table.obs["sample"] = ["a"] * 50 + [None] * (table.n_obs - 50)
+    with pytest.raises(InputError, match="48 rows have no sample"):
+        ss.tl.svg(table)
+    pd.testing.assert_frame_equal(ss.tl.svg(table, sample="a"), found)
+    with pytest.raises(InputError, match="2 samples"):
+        table.obs["sample"] = ["a"] * 50 + ["b"] * (table.n_obs - 50)
+        ss.tl.domains(table, n_domains=2)
 
 
 def test_bad_input(table, tmp_path):

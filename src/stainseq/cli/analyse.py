@@ -35,7 +35,7 @@ def svg(
     kernel_space: str | None = None,
     sizefactors: str | None = None,
     obs_dist: Literal["negative_binomial", "normal"] | None = None,
-    compat: bool = False,
+    compat: bool | None = None,
     hvg: str | None = None,
     key: KeyPrefix = None,
     csv: Path | None = None,
@@ -83,13 +83,10 @@ def svg(
     """
     import stainseq as ss
 
-    from .._files import check_output
-
-    check_output(json)
     given: dict[str, Any] = {
         "sizefactors": sizefactors,
         "obs_dist": obs_dist,
-        "compat": compat or None,
+        "compat": compat,
         "kernel_space": None if kernel_space is None else options([f"kernel_space={kernel_space}"])["kernel_space"],
         "hvg": int(hvg) if hvg is not None and hvg.isdigit() else hvg,
     }

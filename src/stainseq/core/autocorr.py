@@ -51,7 +51,57 @@ class Autocorrelation:
     skewness: NDArray[np.float64]
 
 
-def moran(values: Any, weights: sparse.csr_array) -> Autocorrelation:
+@dataclass(frozen=True)
+class Graph:
+    """Weights between places, and what the moments need of them, so that many blocks of genes share it.
+
+    Parameters
+    ----------
+    weights
+        float64 [n, n] sparse, zero diagonal, not necessarily symmetric.
+    rows, columns
+        float64 [n], sums.
+    s0, s1, s2
+        Cliff and Ord's sums: of weights, of squares of w_ij + w_ji over 2, of squares of row plus column sums.
+    triples
+        Weight of each way in which three edges can touch, by how often each place occurs in it.
+    """
+
+    weights: sparse.csr_array
+    rows: NDArray[np.float64]
+    columns: NDArray[np.float64]
+    s0: float
+    s1: float
+    s2: float
+    triples: dict[tuple[int, ...], float]
+
+    @classmethod
+    def of(cls, weights: Any) -> Graph:
+        """Take the sums.
+
+        Raises
+        ------
+        InputError
+            Fewer than four places, or no neighbours at all.
+        """
+        n = weights.shape[0]
+        if n < 4:
+            raise InputError(f"spatial autocorrelation of {n} places", fix="needs at least 4")
+        if weights.nnz == 0:
+            raise InputError("no place has a neighbour", fix="ask for more neighbours")
+        w = sparse.csr_array(weights, dtype=np.float64)
+        rows, columns = np.asarray(w.sum(1)).ravel(), np.asarray(w.sum(0)).ravel()
+        both = w + w.T
+        s1, s2 = float(0.5 * (both.data**2).sum()), float(((rows + columns) ** 2).sum())
+        return cls(w, rows, columns, float(rows.sum()), s1, s2, _triples(w))
+
+    @property
+    def places(self) -> int:
+        """Number of places."""
+        return int(self.weights.shape[0])
+
+
+def moran(values: Any, weights: sparse.csr_array | Graph) -> Autocorrelation:
     """Moran's I: I = (n / S0) sum_ij w_ij z_i z_j / sum_i z_i^2 with z the centred values.
 
     Its permutation distribution has a long upper tail where few places express a gene. The p-value is therefore taken
@@ -63,15 +113,15 @@ def moran(values: Any, weights: sparse.csr_array) -> Autocorrelation:
     values
         [n, g], dense or sparse (CSC is taken as it is).
     weights
-        float [n, n] sparse, zero diagonal, not necessarily symmetric.
+        float [n, n] sparse, zero diagonal, not necessarily symmetric; or the `Graph` of it.
 
     Raises
     ------
     InputError
         Fewer than four places, no neighbours at all, shapes that do not fit, or values that are not finite.
     """
-    m, w = _moments(values, weights), _weights(weights)
-    n, s0 = w.n, w.s0
+    w = weights if isinstance(weights, Graph) else Graph.of(weights)
+    m, n, s0 = _moments(values, w), w.places, w.s0
     with np.errstate(invalid="ignore", divide="ignore"):
         cross = m.ywy - m.mean * (m.wy + m.yw) + m.mean**2 * s0
         statistic = (n / s0) * cross / m.ss
@@ -79,13 +129,13 @@ def moran(values: Any, weights: sparse.csr_array) -> Autocorrelation:
         first = n * ((n**2 - 3 * n + 3) * w.s1 - n * w.s2 + 3 * s0**2)
         second = m.kurtosis * ((n**2 - n) * w.s1 - 2 * n * w.s2 + 6 * s0**2)
         variance = (first - second) / ((n - 1) * (n - 2) * (n - 3) * s0**2) - expected**2
-        third = _third_moment(m, weights) * (n / (s0 * m.ss)) ** 3
+        third = _third_moment(m, w) * (n / (s0 * m.ss)) ** 3
         central = third - 3 * expected * (variance + expected**2) + 2 * expected**3
         skewness = central / variance**1.5
     return _tested(statistic, expected, variance, statistic - expected, skewness)
 
 
-def geary(values: Any, weights: sparse.csr_array) -> Autocorrelation:
+def geary(values: Any, weights: sparse.csr_array | Graph) -> Autocorrelation:
     """Geary's C: C = (n - 1) / (2 S0) sum_ij w_ij (y_i - y_j)^2 / sum_i z_i^2.
 
     Parameters
@@ -98,8 +148,8 @@ def geary(values: Any, weights: sparse.csr_array) -> Autocorrelation:
     InputError
         As for `moran`.
     """
-    m, w = _moments(values, weights), _weights(weights)
-    n, s0 = w.n, w.s0
+    w = weights if isinstance(weights, Graph) else Graph.of(weights)
+    m, n, s0 = _moments(values, w), w.places, w.s0
     with np.errstate(invalid="ignore", divide="ignore"):
         squares = m.y2w - 2 * m.ywy
         statistic = (n - 1) / (2 * s0) * squares / m.ss
@@ -154,14 +204,6 @@ def row_standardised(graph: Any) -> sparse.csr_array:
 
 
 @dataclass(frozen=True)
-class _Weights:
-    n: int
-    s0: float
-    s1: float
-    s2: float
-
-
-@dataclass(frozen=True)
 class _Moments:
     """Per gene: power sums of the centred values, and the quadratic forms of the raw ones."""
 
@@ -178,21 +220,10 @@ class _Moments:
     y2w: NDArray[np.float64]
 
 
-def _weights(w: sparse.csr_array) -> _Weights:
-    rows, cols = np.asarray(w.sum(1)).ravel(), np.asarray(w.sum(0)).ravel()
-    both = w + w.T
-    return _Weights(w.shape[0], float(rows.sum()), float(0.5 * (both.data**2).sum()), float(((rows + cols) ** 2).sum()))
-
-
-def _moments(values: Any, weights: sparse.csr_array) -> _Moments:
-    n = values.shape[0]
-    if weights.shape != (n, n):
-        raise InputError(f"weights {weights.shape} do not fit {n} places")
-    if n < 4:
-        raise InputError(f"spatial autocorrelation of {n} places", fix="needs at least 4")
-    if weights.nnz == 0:
-        raise InputError("no place has a neighbour", fix="ask for more neighbours")
-    rows, cols = np.asarray(weights.sum(1)).ravel(), np.asarray(weights.sum(0)).ravel()
+def _moments(values: Any, graph: Graph) -> _Moments:
+    n, weights, rows, cols = graph.places, graph.weights, graph.rows, graph.columns
+    if values.shape[0] != n:
+        raise InputError(f"values of {values.shape[0]} places do not fit weights of {n}")
     parts: list[list[NDArray[Any]]] = []
     for block in _blocks(values, weights.nnz / n):
         if sparse.issparse(block):
@@ -267,14 +298,8 @@ def _shape(powers: list[NDArray[np.float64]], mean: NDArray[np.float64], n: int)
     return [ss, *powers[1:], n * powers[2] / ss**2]
 
 
-def _third_moment(m: _Moments, weights: sparse.csr_array) -> NDArray[np.float64]:
-    """E of (sum_ij w_ij z_i z_j)^3 over all permutations of z.
-
-    The cube is a sum over triples of edges. Triples are sorted by how their edges touch (the same edge thrice, a
-    path, a star, a triangle, ...); each kind has one weight sum of the graph and one mean over distinct places of the
-    values, which depends only on how often each place occurs.
-    """
-    n = weights.shape[0]
+def _triples(weights: sparse.csr_array) -> dict[tuple[int, ...], float]:
+    """Sums of products of three edges, by how their edges touch: the same edge thrice, a path, a star, a triangle."""
     edges = sparse.csr_array((weights + weights.T) / 2)
     r = np.asarray(edges.sum(1)).ravel()
     squared = edges.multiply(edges)
@@ -297,9 +322,19 @@ def _third_moment(m: _Moments, weights: sparse.csr_array) -> NDArray[np.float64]
         (2, 1, 1, 1, 1): 6 * bent,
     }
     kinds[1, 1, 1, 1, 1, 1] = w1**3 - sum(kinds.values())
+    return {k: float(v) for k, v in kinds.items()}
+
+
+def _third_moment(m: _Moments, graph: Graph) -> NDArray[np.float64]:
+    """E of (sum_ij w_ij z_i z_j)^3 over all permutations of z.
+
+    The cube is a sum over triples of edges. Each kind of triple has one weight sum of the graph and one mean over
+    distinct places of the values, which depends only on how often each place occurs.
+    """
+    n = graph.places
     sums = {1: np.zeros_like(m.ss), 2: m.ss, 3: m.p3, 4: m.p4, 5: m.p5, 6: m.p6}
     out = np.zeros_like(m.ss)
-    for exponents, weight in kinds.items():
+    for exponents, weight in graph.triples.items():
         if len(exponents) <= n:
             places = float(np.prod(np.arange(n, n - len(exponents), -1, dtype=float)))
             out += 8 * weight * _distinct(exponents, sums) / places

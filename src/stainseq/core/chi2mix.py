@@ -78,6 +78,32 @@ def _log_upper(a: NDArray[Any], x: NDArray[Any]) -> NDArray[Any]:  # pragma: no 
     return out
 
 
+def log_fisher_combination(log_p: Any) -> NDArray[np.float64]:
+    """Combine the p-values of independent tests of one hypothesis: -2 sum log p ~ chi-square with 2 k degrees.
+
+    Parameters
+    ----------
+    log_p
+        float64 [g, k] natural logs. NaN tests are left out, with their degrees of freedom; NaN where none is left.
+
+    Returns
+    -------
+    array
+        float64 [g], natural logs without a floor; a single test is given back as it is.
+
+    Notes
+    -----
+    R. A. Fisher, Statistical Methods for Research Workers, 4th edition (1932). Among
+    combinations of independent p-values it is asymptotically optimal (R. C. Littell and J. L. Folks, JASA 66, 802,
+    1971).
+    """
+    log_p = np.asarray(log_p, dtype=np.float64)
+    count = (~np.isnan(log_p)).sum(axis=1)
+    total = np.nansum(log_p, axis=1)
+    combined = log_gamma_sf(-total, np.maximum(count, 1))
+    return np.asarray(np.select([count == 0, count == 1], [np.nan, total], combined))
+
+
 def log_cauchy_combination(log_p: Any, *, weights: Any = None, ceiling: float = 1e-15) -> NDArray[np.float64]:
     """Combine the p-values of dependent tests of one hypothesis: c = mean tan((1/2 - p) pi), p = P(Cauchy > c).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -33,7 +34,17 @@ class Forms(Protocol):
         ...
 
 
-def build(chosen: list[kernels.Kernel], coordinates: NDArray[np.float64], *, omnibus: bool = False) -> Forms:
+Product = Callable[["NDArray[np.float64]", "NDArray[np.float64]", "NDArray[Any]"], "NDArray[np.float64]"]
+"""r [g, n], factors [n, columns], first column of each kernel -> sums of squares of r @ factors, [g, kernels]."""
+
+
+def build(
+    chosen: list[kernels.Kernel],
+    coordinates: NDArray[np.float64],
+    *,
+    omnibus: bool = False,
+    product: Product | None = None,
+) -> Forms:
     """The form that suits the number of places.
 
     Parameters
@@ -44,16 +55,24 @@ def build(chosen: list[kernels.Kernel], coordinates: NDArray[np.float64], *, omn
         float64 [n, 2].
     omnibus
         One test of the sum of all kernels.
+    product
+        Does the work of `DenseForms` elsewhere (on a GPU); default numpy.
     """
-    form: Forms = (DenseForms if len(coordinates) <= DENSE_PLACES else SpectralForms)(chosen, coordinates)
+    form: Forms
+    if len(coordinates) <= DENSE_PLACES:
+        form = DenseForms(chosen, coordinates, product)
+    else:
+        form = SpectralForms(chosen, coordinates)
     return SumForms(form, chosen, coordinates) if omnibus else form
 
 
 class DenseForms:
     """Through factors of kernels held as arrays: one matrix product for all kernels."""
 
-    def __init__(self, chosen: list[kernels.Kernel], coordinates: NDArray[np.float64]) -> None:
-        self._chosen, self._coordinates = chosen, coordinates
+    def __init__(
+        self, chosen: list[kernels.Kernel], coordinates: NDArray[np.float64], product: Product | None = None
+    ) -> None:
+        self._chosen, self._coordinates, self._product = chosen, coordinates, product or _squares
         self._factors: dict[int, NDArray[np.float64]] = {}
         self._stacked: NDArray[np.float64] | None = None
 
@@ -75,10 +94,13 @@ class DenseForms:
         factors = [self._factors[k] for k in range(len(self._chosen))]
         if self._stacked is None:
             self._stacked = np.ascontiguousarray(np.concatenate(factors, axis=1))
-        z = r @ self._stacked
-        z *= z
-        starts = np.cumsum([0] + [f.shape[1] for f in factors[:-1]])
-        return np.add.reduceat(z, starts, axis=1)
+        return self._product(r, self._stacked, np.cumsum([0] + [f.shape[1] for f in factors[:-1]]))
+
+
+def _squares(r: NDArray[np.float64], factors: NDArray[np.float64], starts: NDArray[Any]) -> NDArray[np.float64]:
+    z = r @ factors
+    z *= z
+    return np.asarray(np.add.reduceat(z, starts, axis=1))
 
 
 class SpectralForms:

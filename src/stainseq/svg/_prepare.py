@@ -1,8 +1,9 @@
-"""What the count-based tests share: checked inputs in canonical order, gene blocks, size factors, threads."""
+"""What the count-based tests share: checked inputs in canonical order, gene blocks, threads or a cluster."""
 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -115,7 +116,10 @@ class Sample:
         return InputError(what, where=f"gene {self.genes[start + gene]!r}", fix="test raw counts, without NaN")
 
     def totals(self, width: int = 1024) -> NDArray[np.float64]:
-        """Counts of each row over all genes, canonical order."""
+        """Counts of each row over all genes, canonical order; as ``counts.row_totals`` knows them, where it does."""
+        known = getattr(self._counts, "row_totals", None)
+        if known is not None:
+            return np.asarray(known, dtype=np.float64)[self._order]
         total = np.zeros(len(self.coordinates))
         for start in range(0, len(self.genes), width):
             block = self.block(start, min(start + width, len(self.genes)))
@@ -154,19 +158,32 @@ class KernelTable:
     def __deepcopy__(self, memo: dict[int, Any]) -> KernelTable:
         return self
 
-    def frame(self) -> pd.DataFrame:
-        """One row per gene and kernel: ``gene``, ``kernel``, ``l``, the columns, ``log10_pval`` and ``pval``."""
+    def frame(self, rows: Any = None, *, compact: bool = False) -> pd.DataFrame:
+        """One row per gene and kernel: ``gene``, ``kernel``, ``l``, the columns, ``log10_pval`` and ``pval``.
+
+        Parameters
+        ----------
+        rows
+            Of which genes, as positions or bool [g]; default all.
+        compact
+            Names as categories (a few bytes a row, and a form that AnnData files hold).
+        """
         import pandas as pd
 
-        count = len(self.kernels)
-        out = {"gene": np.repeat(self.genes, count), "kernel": np.tile(self.kernels, len(self.genes))}
+        rows = slice(None) if rows is None else rows
+        genes, count = self.genes[rows], len(self.kernels)
+        out: dict[str, Any] = {"gene": np.repeat(genes, count), "kernel": np.tile(self.kernels, len(genes))}
+        if compact:
+            at = np.repeat(np.arange(len(genes), dtype=np.int32), count)
+            out["gene"] = pd.Categorical.from_codes(at, categories=pd.Index(genes.astype(str)))
+            out["kernel"] = pd.Categorical(out["kernel"])
         if self.lengths is not None:
-            out["l"] = np.tile(self.lengths, len(self.genes))
+            out["l"] = np.tile(self.lengths, len(genes))
         for name, values in self.columns.items():
             if name == "log_p":
-                out |= {"log10_pval": values.ravel() / np.log(10), "pval": np.exp(values).ravel()}
+                out |= {"log10_pval": values[rows].ravel() / np.log(10), "pval": np.exp(values[rows]).ravel()}
             else:
-                out[name] = values.ravel()
+                out[name] = values[rows].ravel()
         return pd.DataFrame(out)
 
 
@@ -179,23 +196,79 @@ def threads(n_jobs: int | None) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def map_blocks(work: Callable[[int, int], T], total: int, width: int, n_jobs: int) -> Iterator[T]:
-    """`work(start, stop)` over blocks of fixed bounds, results in order.
+def map_blocks(
+    read: Callable[[int, int], Any],
+    work: Callable[[Any], T],
+    total: int,
+    width: int,
+    n_jobs: int,
+    *,
+    client: Any = None,
+) -> Iterator[T]:
+    """`work(read(start, stop))` over blocks of fixed bounds, results in order.
 
-    Each block is computed by one thread from start to end, so that results do not depend on how many there are. At
-    most `n_jobs` + 1 blocks are under way, which bounds memory.
+    Each block is computed by one thread from start to end, so that results do not depend on how many there are. Few
+    blocks are under way at a time, which bounds memory.
+
+    Parameters
+    ----------
+    read
+        Gives a block; always called here.
+    work
+        Computes on it, here or on the cluster, where it is sent once.
+    total, width
+        Genes, and genes a block.
+    n_jobs
+        Threads here.
+    client
+        A ``distributed.Client``, whose workers compute instead.
     """
     bounds = [(start, min(start + width, total)) for start in range(0, total, width)]
-    if n_jobs == 1 or len(bounds) < 2:
+    if client is not None:
+        yield from _on_cluster(read, work, bounds, client)
+    elif n_jobs == 1 or len(bounds) < 2:
         for start, stop in bounds:
-            yield work(start, stop)
-        return
-    with ThreadPoolExecutor(n_jobs) as pool:
-        waiting = [pool.submit(work, *pair) for pair in bounds[: n_jobs + 1]]
-        upcoming = iter(bounds[n_jobs + 1 :])
-        while waiting:
-            done = waiting.pop(0).result()
-            following = next(upcoming, None)
-            if following is not None:
-                waiting.append(pool.submit(work, *following))
-            yield done
+            yield work(read(start, stop))
+    else:
+        with ThreadPoolExecutor(n_jobs) as pool:
+            yield from _in_order(lambda a, b: pool.submit(lambda: work(read(a, b))), bounds, n_jobs + 1)
+
+
+def _on_cluster(
+    read: Callable[[int, int], Any], work: Callable[[Any], T], bounds: list[tuple[int, int]], client: Any
+) -> Iterator[T]:
+    # Of blocks that are alike in content (genes without counts) one would be taken for the other: no hashing.
+    held = client.scatter([work], broadcast=True, hash=False)[0]
+
+    def submit(start: int, stop: int) -> Any:
+        block = client.scatter([read(start, stop)], hash=False)[0]
+        return client.submit(_single_threaded, held, block, pure=False)
+
+    at_work = 2 * max(sum(client.nthreads().values()), 1)
+    yield from _in_order(submit, bounds, at_work)
+
+
+def _single_threaded(work: Callable[[Any], T], block: Any) -> T:
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        return work(block)
+
+
+def _in_order(submit: Callable[[int, int], Any], bounds: list[tuple[int, int]], ahead: int) -> Iterator[Any]:
+    """Results of futures in order, so many submitted ahead of the one that is waited for."""
+    waiting = deque(submit(*pair) for pair in bounds[:ahead])
+    upcoming = iter(bounds[ahead:])
+    while waiting:
+        done = waiting.popleft().result()
+        following = next(upcoming, None)
+        if following is not None:
+            waiting.append(submit(*following))
+        yield done
+
+
+def block_width(rows: int, max_gb: float, copies: int, most: int) -> int:
+    """Genes a block: so many dense float64 copies of it fit `max_gb`. Fixed by data and option, not by threads."""
+    if not max_gb > 0:
+        raise InputError(f"max_gb is {max_gb}", fix="give the memory for gene blocks in GB, above 0")
+    return int(np.clip(max_gb * 2**30 / (8 * rows * copies), 1, most))

@@ -13,13 +13,22 @@ if TYPE_CHECKING:
 
 
 def score(
-    counts: Any, coordinates: np.ndarray, *, genes: Any, n_neighbors: int = 6, is_counts: bool = True, seed: int = 0
+    counts: Any,
+    coordinates: np.ndarray,
+    *,
+    genes: Any,
+    n_neighbors: int = 6,
+    is_counts: bool = True,
+    max_gb: float = 4.0,
+    n_jobs: int | None = None,
+    client: Any = None,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Geary's C of each gene.
 
     Parameters
     ----------
-    counts, coordinates, genes, n_neighbors, is_counts, seed
+    counts, coordinates, genes, n_neighbors, is_counts, max_gb, n_jobs, client, seed
         As for ``moran``.
 
     Returns
@@ -33,4 +42,15 @@ def score(
     R. C. Geary, The Incorporated Statistician 5, 115 (1954); moments under randomisation: Cliff and Ord, Spatial
     Processes (1981).
     """
-    return table(autocorr.geary, "C", counts, coordinates, genes=genes, n_neighbors=n_neighbors, is_counts=is_counts)
+    return table(
+        autocorr.geary,
+        "C",
+        counts,
+        coordinates,
+        genes=genes,
+        n_neighbors=n_neighbors,
+        is_counts=is_counts,
+        max_gb=max_gb,
+        n_jobs=n_jobs,
+        client=client,
+    )

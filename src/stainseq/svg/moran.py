@@ -15,14 +15,24 @@ DEFAULT = True
 
 
 def score(
-    counts: Any, coordinates: np.ndarray, *, genes: Any, n_neighbors: int = 6, is_counts: bool = True, seed: int = 0
+    counts: Any,
+    coordinates: np.ndarray,
+    *,
+    genes: Any,
+    n_neighbors: int = 6,
+    is_counts: bool = True,
+    max_gb: float = 4.0,
+    n_jobs: int | None = None,
+    client: Any = None,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Moran's I of each gene.
 
     Parameters
     ----------
     counts
-        [n, g] raw counts, sparse or dense; or values to be tested as they are, with ``is_counts=False``.
+        [n, g] raw counts, sparse, dense or anything whose column slices are; or, with ``is_counts=False``, values to be
+        tested as they are.
     coordinates
         float [n, 2], um.
     genes
@@ -32,6 +42,12 @@ def score(
         the six around a spot of a hexagonal array and the eight around one of a square array.
     is_counts
         True: log(1 + counts per 10,000) is tested.
+    max_gb
+        Working memory for gene blocks, beside the counts and the graph.
+    n_jobs
+        Threads; default all cores. Results are the same to the last bit for any number.
+    client
+        A ``distributed.Client`` whose workers compute the blocks; the same numbers.
     seed
         Not used: the test is deterministic.
 
@@ -46,4 +62,15 @@ def score(
     -----
     P. A. P. Moran, Biometrika 37, 17 (1950); moments under randomisation: Cliff and Ord, Spatial Processes (1981).
     """
-    return table(autocorr.moran, "I", counts, coordinates, genes=genes, n_neighbors=n_neighbors, is_counts=is_counts)
+    return table(
+        autocorr.moran,
+        "I",
+        counts,
+        coordinates,
+        genes=genes,
+        n_neighbors=n_neighbors,
+        is_counts=is_counts,
+        max_gb=max_gb,
+        n_jobs=n_jobs,
+        client=client,
+    )

@@ -8,13 +8,15 @@ import numpy as np
 
 from ..core import chi2mix
 from ..core.autocorr import benjamini_hochberg
-from ._prepare import KernelTable, Sample, map_blocks, threads
+from ._prepare import KernelTable, Sample, block_width, map_blocks, threads
 
 if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
 _BLOCK = 2048
+_COPIES = 8
+"""Arrays of a gene block by places that may be alive at once, over all threads, at the density of single cells."""
 _QUANTILES = (0.2, 0.4, 0.6, 0.8, 1.0)
 
 
@@ -24,7 +26,9 @@ def score(
     *,
     genes: Any,
     is_counts: bool = True,
+    max_gb: float = 4.0,
     n_jobs: int | None = None,
+    client: Any = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Test each gene for covariance with place.
@@ -39,8 +43,12 @@ def score(
         Names, one per column.
     is_counts
         False: values below 0 are allowed; the test is the same.
+    max_gb
+        Working memory for gene blocks, beside the counts.
     n_jobs
         Threads; default all cores. Results are the same for any number.
+    client
+        A ``distributed.Client`` whose workers compute the blocks; the same numbers.
     seed
         Not used: the test is deterministic.
 
@@ -73,8 +81,7 @@ def score(
     stacked = np.concatenate(bases, axis=1)
     n = sample.shape[0]
 
-    def work(start: int, stop: int) -> tuple[NDArray[Any], ...]:
-        block = sample.block(start, stop)
+    def work(block: Any) -> tuple[NDArray[Any], ...]:
         square = np.asarray((block * block).sum(axis=0)).ravel()
         mean = np.asarray(block.sum(axis=0)).ravel() / n
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -83,24 +90,30 @@ def score(
         return statistic, np.where(varying > 1e-12, varying, np.nan)
 
     with threadpool_limits(1):
-        parts = list(map_blocks(work, sample.shape[1], _BLOCK, threads(n_jobs)))
+        width = block_width(n, max_gb, _COPIES, _BLOCK)
+        parts = list(map_blocks(sample.block, work, sample.shape[1], width, threads(n_jobs), client=client))
     statistic, varying = (np.concatenate(p) for p in zip(*parts, strict=True))
     log_p = chi2mix.log_chi2_sf(statistic / varying[:, None], ranks)
     combined = chi2mix.log_cauchy_combination(log_p, ceiling=0.01)
-    tested = int((~np.isnan(combined)).sum())
-    harmonic = np.log(np.sum(1.0 / np.arange(1, tested + 1))) if tested else 0.0
     best = np.argmin(np.where(np.isnan(log_p), np.inf, log_p), axis=1)
     table = pd.DataFrame(
         {
             "gene": sample.genes,
             "kernel": np.where(np.isnan(combined), None, names[best]),
-            "adjustedPval": benjamini_hochberg(combined + harmonic),
+            **adjusted(combined),
             "log10_pval": combined / np.log(10),
             "pval": np.exp(combined),
         }
     )
     table.attrs["kernels"] = KernelTable(sample.genes, names, None, T=statistic, log_p=log_p)
     return table
+
+
+def adjusted(log_p: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """The authors' adjustment of natural logs of p-values, [g]: Benjamini-Yekutieli."""
+    tested = int((~np.isnan(log_p)).sum())
+    harmonic = np.log(np.sum(1.0 / np.arange(1, tested + 1))) if tested else 0.0
+    return {"adjustedPval": benjamini_hochberg(log_p + harmonic)}
 
 
 def _bases(coordinates: NDArray[np.float64]) -> tuple[list[NDArray[np.float64]], NDArray[Any]]:

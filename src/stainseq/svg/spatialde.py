@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +32,7 @@ def score(
     is_counts: bool = True,
     max_gb: float = 4.0,
     n_jobs: int | None = None,
+    client: Any = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Compare a Gaussian process over places with no dependence on place, for each gene.
@@ -59,6 +61,8 @@ def score(
         Memory for n x n arrays (three are held); beyond it the test is refused.
     n_jobs
         Threads; default all cores. Results are the same for any number.
+    client
+        A ``distributed.Client`` whose workers compute the blocks; the same numbers.
     seed
         Not used: the test is deterministic.
 
@@ -102,17 +106,16 @@ def score(
     with threadpool_limits(1):
         for model, length in models:
             s = gp.spectrum(gp.covariance(model, float(length), sample.coordinates))
-
-            def work(start: int, stop: int, s: gp.Spectrum = s) -> gp.Fits:
-                return optimise(values(start, stop), s)
-
-            parts = list(map_blocks(work, sample.shape[1], _BLOCK, jobs))
+            parts = list(map_blocks(values, partial(optimise, s=s), sample.shape[1], _BLOCK, jobs, client=client))
             joined = {f: np.concatenate([getattr(p, f) for p in parts]) for f in gp.Fits.__dataclass_fields__}
             results.append((gp.Fits(**joined), s.gower))
-        null = np.concatenate(
-            list(map_blocks(lambda a, b: gp.constant_likelihood(values(a, b)), sample.shape[1], _BLOCK, jobs))
-        )
+        null = np.concatenate(list(map_blocks(values, gp.constant_likelihood, sample.shape[1], _BLOCK, jobs)))
     return _table(sample, models, results, null, len(fitted))
+
+
+def adjusted(log_p: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """The original's adjustment of natural logs of p-values, [g]: Storey's q-values."""
+    return {"qval": gp.storey_q(np.exp(log_p))}
 
 
 def _se_lengths(space: Mapping[str, Any] | None, default: NDArray[Any]) -> NDArray[Any]:
@@ -199,7 +202,7 @@ def _table(
             "l": np.where(tested, lengths[best], np.nan),
             "LLR": llr,
             "pval": np.exp(log_p),
-            "qval": gp.storey_q(np.exp(log_p)),
+            **adjusted(log_p),
             "log10_pval": log_p / np.log(10),
             "M": _PARAMETERS["SE"],
             "n": n,

@@ -11,7 +11,8 @@ import numpy as np
 
 from ..core import chi2mix, forms, kernels, nbnull, offdiagonal, scoretest
 from ..errors import InputError
-from ._prepare import KernelTable, Sample, map_blocks, threads
+from ._device import product
+from ._prepare import KernelTable, Sample, block_width, map_blocks, threads
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,6 +43,8 @@ def score(
     is_counts: bool = True,
     max_gb: float = 4.0,
     n_jobs: int | None = None,
+    device: str | None = None,
+    client: Any = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Test each gene for spatial variance with each kernel, and combine over kernels.
@@ -73,6 +76,11 @@ def score(
         Working memory for gene blocks, beside the counts and some hundred bytes a place and kernel.
     n_jobs
         Threads; default all cores. Results are the same to the last bit for any number.
+    device
+        "cuda" (or "cuda:1", "cpu"): the product of residuals and kernel factors, the largest part of the work for up
+        to 3,000 places, goes through torch on that device, in float64. Default: numpy.
+    client
+        A ``distributed.Client`` whose workers compute the blocks; the same numbers.
     seed
         Not used: the test is deterministic.
 
@@ -107,17 +115,17 @@ def score(
         raise InputError(f"omnibus of {n} places needs arrays of {48e-9 * n * n:.1f} GB, more than max_gb={max_gb}",
                          fix="raise max_gb, or leave omnibus out: single kernels need no such arrays")  # fmt: skip
     # Fixed by the data and this option alone: results do not depend on threads.
-    width = int(np.clip(max_gb * 2**30 / (8 * n * _COPIES), 1, _BLOCK))
+    width = block_width(n, max_gb, _COPIES, _BLOCK)
     with threadpool_limits(1):
-        shapes = forms.build(chosen, sample.coordinates, omnibus=omnibus)
+        shapes = forms.build(chosen, sample.coordinates, omnibus=omnibus, product=product(device))
         test = (_Compatible if compat else _Calibrated)(shapes, null.family, width, jobs)
         names = ["sum"] if omnibus else [k.name for k in chosen]
 
-        def work(start: int, stop: int) -> tuple[NDArray[Any], ...]:
-            mean, alpha, r, x, scale = null.residuals(sample.block(start, stop))
+        def work(block: Any) -> tuple[NDArray[Any], ...]:
+            mean, alpha, r, x, scale = null.residuals(block)
             return mean, alpha, *test(r, x, scale)
 
-        parts = list(map_blocks(work, sample.shape[1], width, jobs))
+        parts = list(map_blocks(sample.block, work, sample.shape[1], width, jobs, client=client))
     mean, alpha, *columns = (np.concatenate(part) for part in zip(*parts, strict=True))
     per_kernel = dict(zip(test.columns, columns, strict=True))
     log_p = per_kernel["log_p"]

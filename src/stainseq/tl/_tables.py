@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,10 @@ class Expression:
         Slide and name of the table in it, where it came from one.
     layer
         Layer that is read; None is X.
+    samples
+        Rows of each sample that is meant, by name; one entry named "" where the table names none.
+    file
+        The h5ad file that the table was opened from with its matrices left in it; None otherwise.
     """
 
     table: AnnData
@@ -43,12 +47,25 @@ class Expression:
     sdata: SpatialData | None
     name: str | None
     layer: str | None
+    samples: dict[str, np.ndarray] = field(default_factory=dict)
+    file: Path | None = None
+
+    @property
+    def matrix(self) -> Any:
+        """[all rows, genes], as it is stored."""
+        return self.table.X if self.layer is None else self.table.layers[self.layer]
 
     @property
     def values(self) -> Any:
         """[rows, genes], as it is stored."""
-        values = self.table.X if self.layer is None else self.table.layers[self.layer]
-        return values if len(self.rows) == self.table.n_obs else values[self.rows]
+        return self.matrix if len(self.rows) == self.table.n_obs else self.matrix[self.rows]
+
+    @property
+    def predicted(self) -> bool:
+        """Whether the values were predicted from images."""
+        stamp = self.table.uns.get(keys.STAMP)
+        step = stamp.get("step") if isinstance(stamp, dict) else None
+        return str(step) == "predict" or (self.name or "").startswith("pred_")
 
     @property
     def coordinates(self) -> np.ndarray:
@@ -75,6 +92,12 @@ class Expression:
 
         Earlier stamps are kept under "history", and facts that the table carries (units, encoder) stay.
         """
+        if out is not None and self.file is not None:
+            from ._lazy import copy_with_results
+
+            source = self.file
+            write_file(out, lambda path: copy_with_results(source, path, self.table))
+            return
         if out is not None:
             write_file(out, lambda path: self.table.write_h5ad(path))
             return
@@ -106,7 +129,9 @@ def expression(
     region: str = keys.SPOTS,
     table_key: str | None = None,
     layer: str | None = None,
-    sample: str | None = None,
+    sample: str | Sequence[str] | None = None,
+    several: bool = False,
+    max_gb: float | None = None,
 ) -> Expression:
     """Find the table that is meant.
 
@@ -121,21 +146,28 @@ def expression(
     layer
         Layer instead of X.
     sample
-        Value of ``obs["sample"]``, needed where there are several.
+        Value of ``obs["sample"]``, needed where there are several and the method takes one.
+    several
+        Whether the method takes several samples: `sample` may then be a list, and None is all of them.
+    max_gb
+        With a path, matrices larger than half of this stay on disk, as Dask arrays; None reads everything.
 
     Raises
     ------
     MissingError
         No such table, layer, sample or coordinates.
     InputError
-        Several samples and none named; an empty table; duplicate ids.
+        Several samples for a method that takes one; an empty table; duplicate ids.
     """
     from anndata import AnnData
 
-    if isinstance(data, (str, os.PathLike)):
-        data = open_path(data)
+    path = Path(data) if isinstance(data, (str, os.PathLike)) else None
+    if path is not None:
+        data = open_path(path, max_gb=max_gb)
     if isinstance(data, AnnData):
         found = Expression(data, np.arange(data.n_obs), None, None, layer)
+        if hasattr(found.table.X, "dask") or any(hasattr(v, "dask") for v in data.layers.values()):
+            found.file = path
     else:
         name = table_key or _only_table(data, region)
         if name not in data.tables:
@@ -155,22 +187,37 @@ def expression(
             where=found.where,
             fix="make them unique first (obs_names_make_unique, var_names_make_unique)",
         )
-    found.rows = _rows(table, sample, found.where)
+    found.samples = _samples(table, sample, found.where, several=several)
+    found.rows = np.sort(np.concatenate(list(found.samples.values())))
     return found
 
 
-def open_path(path: str | os.PathLike[str]) -> Any:
-    """Open an h5ad file or a slide store."""
+def open_path(path: str | os.PathLike[str], *, max_gb: float | None = None) -> Any:
+    """Open an h5ad file or a slide store.
+
+    Parameters
+    ----------
+    path
+        File or folder.
+    max_gb
+        Matrices larger than half of this stay on disk, as Dask arrays; None reads everything.
+    """
     path = Path(path)
     if path.suffix != ".h5ad":
-        from .. import store
-
-        return store.open(path)
+        return _open_store(path, max_gb)
     import anndata
 
     if not path.is_file():
         raise MissingError("no such file", where=path, fix="check the path")
     try:
+        if max_gb is not None:
+            import h5py
+
+            from . import _lazy
+
+            with h5py.File(path) as file:
+                if _lazy.largest_matrix(file) > max_gb * 2**29:
+                    return _lazy.read_table(file, max_bytes=max_gb * 2**29)
         return anndata.read_h5ad(path)
     except (OSError, KeyError, ValueError) as e:
         raise FormatError(f"not an AnnData file, or damaged ({e})", where=path, fix="write it again") from e
@@ -248,19 +295,44 @@ def _only_table(sdata: SpatialData, region: str) -> str:
     )
 
 
-def _rows(table: AnnData, sample: str | None, where: str) -> np.ndarray:
+def _open_store(path: Path, max_gb: float | None) -> SpatialData:
+    """A slide; tables with larger matrices than half of `max_gb` are opened lazily."""
+    from .. import store
+    from . import _lazy
+
+    groups = _lazy.stored_tables(path) if max_gb is not None else {}
+    limit = (max_gb or 0.0) * 2**29
+    if not any(_lazy.largest_matrix(group) > limit for group in groups.values()):
+        return store.open(path)
+    import spatialdata
+
+    sdata = spatialdata.read_zarr(path, selection=("images", "labels", "points", "shapes"))
+    for name, group in groups.items():
+        sdata.tables[name] = _lazy.read_table(group, max_bytes=limit)
+    return sdata
+
+
+def _samples(table: AnnData, sample: str | Sequence[str] | None, where: str, *, several: bool) -> dict[str, np.ndarray]:
+    wanted = [sample] if isinstance(sample, str) else list(dict.fromkeys(sample or ()))
     if keys.SAMPLE not in table.obs:
-        if sample is not None:
-            raise MissingError(f"no sample {sample!r}", where=where, fix='the table has no obs["sample"]: leave it out')
-        return np.arange(table.n_obs)
-    names = table.obs[keys.SAMPLE].astype(str).to_numpy()
-    there = sorted(set(names))
-    if sample is None:
-        if len(there) > 1:
-            raise InputError(
-                f"the table holds {len(there)} samples", where=where, fix=f"name one: sample= {', '.join(there)}"
+        if wanted:
+            raise MissingError(
+                f"no sample {wanted[0]!r}", where=where, fix='the table has no obs["sample"]: leave it out'
             )
-        return np.arange(table.n_obs)
-    if sample not in there:
-        raise MissingError(f"no sample {sample!r}", where=where, fix=f"one of: {', '.join(there)}")
-    return np.flatnonzero(names == sample)
+        return {"": np.arange(table.n_obs)}
+    missing = table.obs[keys.SAMPLE].isna().to_numpy()
+    names = table.obs[keys.SAMPLE].astype(str).to_numpy()
+    there = sorted(set(names[~missing]))
+    for name in wanted:
+        if name not in there:
+            raise MissingError(f"no sample {name!r}", where=where, fix=f"one of: {', '.join(there)}")
+    if not several and len(wanted or there) > 1:
+        how_many = f"{len(wanted)} samples are named" if wanted else f"the table holds {len(there)} samples"
+        raise InputError(how_many, where=where, fix=f"name one: sample= {', '.join(there)}")
+    if not wanted and missing.any():
+        raise InputError(
+            f"{int(missing.sum())} rows have no sample",
+            where=where,
+            fix='complete obs["sample"], or name the samples that are meant',
+        )
+    return {name: np.flatnonzero((names == name) & ~missing) for name in wanted or there}
