@@ -1,15 +1,18 @@
 """The streaming feature engine: windows of a slide through an encoder, resumable inside the slide.
 
 Reading and resampling (one thread), encoding (the caller's thread, the encoder's own threads) and writing (one
-thread) overlap. Batches have fixed boundaries that depend on the coordinates alone, and every finished batch is in a
-preallocated file before a line in a journal says so: a killed run goes on behind the last journal line and gives the
-bytes that an uninterrupted run gives. Results are kept in ``settings.cache_dir / "features"``, under a name made from
-the content of the image, the regions, the encoder and the precision, so nothing is ever encoded twice.
+thread) overlap. Windows are encoded in an order that depends on the coordinates alone, and every finished batch is in
+a preallocated file before a line in a journal says how far that order is done: a killed run goes on behind the last
+journal line, with whatever batch size, and gives the bytes that an uninterrupted run gives (on a GPU with another
+batch size: the same to the last digits of its precision). Results are kept in ``settings.cache_dir / "features"``,
+under a name made from the content of the image, the regions, the encoder and the precision, so nothing is ever encoded
+twice.
 """
 
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import queue
@@ -33,11 +36,11 @@ from .spec import fingerprint
 if TYPE_CHECKING:
     from .encoders import Encoder
 
-ENGINE_VERSION = 1
-"""Part of every cache key: raised when windows or their order change."""
+ENGINE_VERSION = 2
+"""Part of every cache key: raised when windows, their order or the journal change."""
 
 BATCH = 32
-"""Windows a batch. Part of the cache key, so that a resumed run meets the same boundaries."""
+"""Windows a batch: enough that reading, encoding and writing overlap, little to repeat after a kill."""
 
 MAX_UPSAMPLING = 8.0
 """A slide this much coarser than the encoder's pixels holds none of what the encoder looks at."""
@@ -84,7 +87,7 @@ def encode_points(
     encoder
         From `encoders.load`; its ``fields_um`` and ``input_px`` say what to read.
     batch_size
-        Windows per call of the encoder.
+        Windows per call of the encoder: memory and speed; no number and no cache entry depends on it.
     progress
         Called with the number of windows finished since the last call.
 
@@ -100,19 +103,19 @@ def encode_points(
     ScaleError
         The slide is far too coarse for the encoder.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size={batch_size} is no number of windows", fix="give 1 or more")
     centres_px = _checked(image, centres_um, encoder)
     tile = 2048
     order = windows.tile_order(centres_px, tile)
-    key = _key(image, encoder, "points", batch_size, np.ascontiguousarray(centres_px))
-    batches = [order[a : a + batch_size] for a in range(0, len(order), batch_size)]
-    with _journalled(key, (len(order), encoder.dim), len(batches)) as job:
-        done = job.finished
-        start = time.perf_counter()
-        _stream(batches, done, lambda rows: _windows(image, centres_px[rows], encoder), encoder, job.write, progress)
-    run = Run(job.path, sum(len(b) for i, b in enumerate(batches) if i not in done), time.perf_counter() - start, key)
-    return np.load(job.path, mmap_mode="r"), run
+    key = _key(image, encoder, "points", np.ascontiguousarray(centres_px))
+
+    def write(store: np.ndarray, batch: slice, vectors: np.ndarray) -> None:
+        store[order[batch]] = vectors
+
+    def read(batch: slice) -> np.ndarray:
+        return _windows(image, centres_px[order[batch]], encoder)
+
+    run = _run(key, (len(order), encoder.dim), len(order), read, encoder, write, batch_size, progress)
+    return np.load(run.path, mmap_mode="r"), run
 
 
 def encode_map(
@@ -171,27 +174,49 @@ def encode_map(
     wanted = np.array([keep is None or keep((x, y, x + core * pitch, y + core * pitch)) for x, y in cores])
     lattice, cores = lattice[wanted], cores[wanted]
     centres_px = _checked(image, cores + core * pitch / 2, encoder)
-    key = _key(image, encoder, "map", batch_size, np.asarray(box_um, dtype=float), halo, dtype, lattice)
+    key = _key(image, encoder, "map", np.asarray(box_um, dtype=float), halo, dtype, lattice)
     to_um = np.array([[pitch, 0, corner[0]], [0, pitch, corner[1]], [0, 0, 1.0]])
 
-    batches = [np.arange(a, min(a + batch_size, len(lattice))) for a in range(0, len(lattice), batch_size)]
-
-    def write(store: np.ndarray, items: np.ndarray, tokens: np.ndarray) -> None:
+    def write(store: np.ndarray, batch: slice, tokens: np.ndarray) -> None:
         inner = tokens[:, halo : halo + core, halo : halo + core].astype(dtype)
-        for i, block in zip(items, inner, strict=True):
-            x, y = lattice[i] * core
+        for (i, j), block in zip(lattice[batch], inner, strict=True):
+            x, y = i * core, j * core
             h, w = min(core, rows - y), min(core, cols - x)
             store[y : y + h, x : x + w] = block[:h, :w]
 
-    def put(items: np.ndarray, tokens: np.ndarray) -> None:
-        job.write(items, tokens, put=write)
+    def read(batch: slice) -> np.ndarray:
+        return _windows(image, centres_px[batch], encoder)
 
-    with _journalled(key, (rows, cols, encoder.token_dim), len(batches), dtype=dtype, fill=np.nan) as job:
+    shape = (rows, cols, encoder.token_dim)
+    run = _run(key, shape, len(lattice), read, encoder.tokens, write, batch_size, progress, dtype=dtype, fill=np.nan)
+    return np.load(run.path, mmap_mode="r"), to_um, run
+
+
+def _run(
+    key: str,
+    shape: tuple[int, ...],
+    n: int,
+    read: Callable[[slice], np.ndarray],
+    encode: Callable[[np.ndarray], np.ndarray],
+    write: Callable[[np.ndarray, slice, np.ndarray], None],
+    batch_size: int,
+    progress: Callable[[int], None] | None,
+    *,
+    dtype: str = "float32",
+    fill: float = 0.0,
+) -> Run:
+    """Encode what a journal does not yet vouch for of n windows."""
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size} is no number of windows", fix="give 1 or more")
+    start = time.perf_counter()
+    with _journalled(key, shape, n, dtype=dtype, fill=fill) as job:
         done = job.finished
-        start = time.perf_counter()
-        _stream(batches, done, lambda items: _windows(image, centres_px[items], encoder), encoder.tokens, put, progress)
-    run = Run(job.path, sum(len(b) for i, b in enumerate(batches) if i not in done), time.perf_counter() - start, key)
-    return np.load(job.path, mmap_mode="r"), to_um, run
+        edges = [done, *range((done // batch_size + 1) * batch_size, n, batch_size), n]
+        batches = [slice(a, b) for a, b in itertools.pairwise(edges) if b > a]
+        if progress is not None:
+            progress(done)
+        _stream(batches, read, encode, lambda batch, values: job.write(batch, values, write), progress)
+    return Run(job.path, n - done, time.perf_counter() - start, key)
 
 
 def _windows(image: LevelStack, centres_px: np.ndarray, encoder: Encoder) -> np.ndarray:
@@ -224,18 +249,14 @@ def _key(image: LevelStack, encoder: Encoder, *parts: Any) -> str:
 
 
 def _stream(
-    batches: list[np.ndarray],
-    done: set[int],
-    read: Callable[[np.ndarray], np.ndarray],
+    batches: list[slice],
+    read: Callable[[slice], np.ndarray],
     encode: Callable[[np.ndarray], np.ndarray],
-    write: Callable[[np.ndarray, np.ndarray], None],
+    write: Callable[[slice, np.ndarray], None],
     progress: Callable[[int], None] | None,
 ) -> None:
     """Reader thread → this thread → writer thread; an error in one ends all and is raised here."""
-    todo = [b for i, b in enumerate(batches) if i not in done]
-    if progress is not None:
-        progress(sum(len(batches[i]) for i in done))
-    if not todo:
+    if not batches:
         return
     ahead: queue.Queue[Any] = queue.Queue(maxsize=3)
     stop = threading.Event()
@@ -250,10 +271,10 @@ def _stream(
 
     def produce() -> None:
         try:
-            for rows in todo:
+            for batch in batches:
                 if stop.is_set():
                     return
-                hand_over((rows, read(rows)))
+                hand_over((batch, read(batch)))
         except Exception as e:  # noqa: BLE001  (handed to the caller's thread, which raises it)
             hand_over(e)
 
@@ -262,19 +283,19 @@ def _stream(
     with ThreadPoolExecutor(1, thread_name_prefix="stainseq-writer") as writer:
         pending = None
         try:
-            for _ in todo:
+            for _ in batches:
                 item = ahead.get()
                 if isinstance(item, Exception):
                     raise item
-                rows, pixels = item
+                batch, pixels = item
                 vectors = encode(pixels)
                 if not np.isfinite(vectors).all():
                     raise InputError("the encoder returned values that are not finite", fix="check its weights")
                 if pending is not None:
                     pending.result()
-                pending = writer.submit(write, rows, vectors)
+                pending = writer.submit(write, batch, vectors)
                 if progress is not None:
-                    progress(len(rows))
+                    progress(batch.stop - batch.start)
             if pending is not None:
                 pending.result()
         finally:
@@ -284,36 +305,30 @@ def _stream(
 
 
 class _Job:
-    """One result file and the journal of its finished batches."""
+    """One result file and the journal of how many windows, in their order, it holds."""
 
-    def __init__(self, folder: Path, shape: tuple[int, ...], n_batches: int, dtype: str, fill: float) -> None:
-        self.path, self._log, self._batches = folder / "values.npy", folder / "journal", n_batches
+    def __init__(self, folder: Path, shape: tuple[int, ...], n: int, dtype: str, fill: float) -> None:
+        self.path, self._log, self._n = folder / "values.npy", folder / "journal", n
         self._dtype, self._shape, self._fill = np.dtype(dtype), shape, fill
-        self.finished = self._read_journal()
-        self._next = iter(i for i in range(n_batches) if i not in self.finished)
+        self.finished = self._reached = self._vouched = self._read_journal()
         self._array: np.ndarray | None = None
-        self._since: list[int] = []
         self._flushed = time.monotonic()
 
-    def _read_journal(self) -> set[int]:
+    def _read_journal(self) -> int:
         if not (self.path.exists() and self._log.exists()):
-            return set()
+            return 0
         # A full disk or a power cut may leave half a line: only lines that end count, and the next one starts afresh.
         text = self._log.read_bytes()
         whole = text.rfind(b"\n") + 1
         if whole < len(text):
             os.truncate(self._log, whole)
-        lines = text[:whole].split(b"\n")
-        return {int(x) for line in lines for x in line.split() if x.isdigit() and int(x) < self._batches}
+        return max((int(x) for x in text[:whole].split() if x.isdigit() and int(x) <= self._n), default=0)
 
-    def write(self, rows: np.ndarray, values: np.ndarray, put: Callable[..., None] | None = None) -> None:
+    def write(self, batch: slice, values: np.ndarray, put: Callable[[np.ndarray, slice, np.ndarray], None]) -> None:
         if self._array is None:
             self._array = self._open()
-        if put is None:
-            self._array[rows] = values
-        else:
-            put(self._array, rows, values)
-        self._since.append(next(self._next))
+        put(self._array, batch, values)
+        self._reached = batch.stop
         if time.monotonic() - self._flushed > 1.0:
             self.flush()
 
@@ -334,28 +349,26 @@ class _Job:
             self._array = self._open()
         if isinstance(self._array, np.memmap):
             self._array.flush()
-        if self._since:
+        if self._reached > self._vouched:
             with open(self._log, "ab") as f:
-                f.write((" ".join(map(str, self._since)) + "\n").encode())
+                f.write(f"{self._reached}\n".encode())
                 f.flush()
                 os.fsync(f.fileno())
-        self._since, self._flushed = [], time.monotonic()
+        self._vouched, self._flushed = self._reached, time.monotonic()
 
 
 @contextmanager
-def _journalled(
-    key: str, shape: tuple[int, ...], n_batches: int, *, dtype: str = "float32", fill: float = 0.0
-) -> Iterator[_Job]:
+def _journalled(key: str, shape: tuple[int, ...], n: int, *, dtype: str, fill: float) -> Iterator[_Job]:
     folder = settings.cache_dir / "features" / key
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
-            job = _Job(folder, shape, n_batches, dtype, fill)
+            job = _Job(folder, shape, n, dtype, fill)
             try:
                 yield job
             finally:
                 job.flush()
-            (folder / "about.json").write_text(json.dumps({"shape": shape, "dtype": dtype, "batches": n_batches}))
+            (folder / "about.json").write_text(json.dumps({"shape": shape, "dtype": dtype, "windows": n}))
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
             raise

@@ -97,7 +97,7 @@ def test_half_a_journal_line_does_not_count() -> None:
     values, run = engine.encode_points(pyramid(), xy, MeanColour(), batch_size=16)
     expected = np.array(values)
     journal = run.path.with_name("journal")
-    journal.write_bytes(b"0 1\n2")
+    journal.write_bytes(b"32\n4")
     again = MeanColour()
     values, run = engine.encode_points(pyramid(), xy, again, batch_size=16)
     assert again.calls == 2
@@ -108,13 +108,60 @@ def test_lines_after_half_a_journal_line_are_not_joined_to_it() -> None:
     xy = points(16 * 12)
     _, run = engine.encode_points(pyramid(), xy, MeanColour(), batch_size=16)
     journal = run.path.with_name("journal")
-    journal.write_bytes(b"0 1")
-    # As a second interrupted run would find it: "0 1" and a line that begins with 0 must not become batch 10.
+    journal.write_bytes(b"1")
+    # As a second interrupted run would find it: "1" and the line "16" must not become 116 finished windows.
     with pytest.raises(KeyboardInterrupt):
         engine.encode_points(pyramid(), xy, MeanColour(fail_after=1), batch_size=16)
     again = MeanColour()
     engine.encode_points(pyramid(), xy, again, batch_size=16)
     assert again.calls == 11
+
+
+def test_batch_size_changes_neither_the_cache_entry_nor_a_byte(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from stainseq import encoders
+
+    image, xy = pyramid(), points(23)
+    encoder = encoders.load("random-resnet18", device="cpu", runtime="torch")
+    expected, run = engine.encode_points(image, xy, encoder)
+    expected = np.array(expected)
+    again = engine.encode_points(image, xy, encoder, batch_size=5)[1]
+    assert (again.key, again.encoded) == (run.key, 0)
+    monkeypatch.setattr(settings, "cache_dir", tmp_path / "other")
+    left = iter([False] * 8 + [True])
+    forward = encoder.backend.vectors  # type: ignore[attr-defined]
+
+    def stopping(images: np.ndarray) -> np.ndarray:
+        if next(left):
+            raise KeyboardInterrupt
+        return forward(images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder.backend, "vectors", stopping)  # type: ignore[attr-defined]
+        with pytest.raises(KeyboardInterrupt):
+            engine.encode_points(image, xy, encoder, batch_size=5)
+    values, rest = engine.encode_points(image, xy, encoder, batch_size=7)
+    assert (rest.key, rest.encoded) == (run.key, 18)
+    np.testing.assert_array_equal(values, expected)
+
+
+def test_a_map_does_not_depend_on_the_batch_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    image, box = pyramid(mpp=1.0), (20.0, 30.0, 420.0, 330.0)
+    expected, _, run = engine.encode_map(image, box, MeanColour(), batch_size=5)
+    expected = np.array(expected)
+    monkeypatch.setattr(settings, "cache_dir", tmp_path / "other")
+
+    class Stopping(MeanColour):
+        def tokens(self, batch: np.ndarray) -> np.ndarray:
+            self.calls += 1
+            if self.calls > 3:
+                raise KeyboardInterrupt
+            return super().tokens(batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.encode_map(image, box, Stopping(), batch_size=7)
+    values, _, rest = engine.encode_map(image, box, MeanColour(), batch_size=4)
+    assert (rest.key, rest.encoded) == (run.key, run.encoded - 21)
+    np.testing.assert_array_equal(values, expected)
 
 
 def test_interruption_leaves_no_thread_behind() -> None:
