@@ -27,6 +27,7 @@ import numpy as np
 
 from .errors import FormatError, InputError, MissingError, StoreError
 from .spec import fingerprint
+from .store import files
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,6 +56,8 @@ class Model:
         State and fold states of the colour baseline; empty when it was not fitted.
     metrics
         metrics.json.
+    name
+        Name of the folder that it was read from.
     """
 
     config: dict[str, Any]
@@ -63,6 +66,7 @@ class Model:
     training: pd.DataFrame
     colour: list[State] = field(default_factory=list)
     metrics: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
 
     @property
     def genes(self) -> list[str]:
@@ -73,6 +77,33 @@ class Model:
     def fingerprint(self) -> str:
         """Names this model's content."""
         return str(self.config["fingerprint"])
+
+    def facts(self) -> dict[str, Any]:
+        """Where its predictions come from, as every prediction carries it.
+
+        Returns
+        -------
+        dict
+            name, head, encoder, region, slides, patients and tissues that are known, n (training regions), n_genes,
+            split, n_folds, notes, and ``cross_validation``: summary, baseline and ceiling of metrics.json.
+        """
+        config, slides = self.config, self.config["slides"]
+        scores = {k: self.metrics[k] for k in ("summary", "baseline", "ceiling") if k in self.metrics}
+        return {
+            "name": self.name,
+            "head": config["head"],
+            "encoder": config["encoder"].get("name"),
+            "region": config["region"],
+            "slides": [str(s.get("slide", "?")) for s in slides],
+            "patients": sorted({str(s["patient"]) for s in slides if s.get("patient_known")}),
+            "tissues": sorted({str(s["tissue"]) for s in slides if s.get("tissue")}),
+            "n": len(self.training),
+            "n_genes": len(self.genes),
+            "split": config["split"],
+            "n_folds": config["n_folds"],
+            "notes": list(config.get("notes", [])),
+            "cross_validation": {**scores, "n_genes": len(self.metrics.get("genes", []))},
+        }
 
 
 def writable(path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
@@ -103,7 +134,7 @@ def writable(path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
 
 
 def save(model: Model, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Write a model folder, staged beside its final name and renamed.
+    """Write a model folder, staged beside its final name, which it takes in one step: the old one or the new is there.
 
     Raises
     ------
@@ -115,6 +146,7 @@ def save(model: Model, path: str | os.PathLike[str], *, overwrite: bool = False)
     target = writable(path, overwrite=overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     staged = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
+    old = staged.with_name(f"{staged.name}-old")
     try:
         staged.mkdir()
         states = {"state": model.state, **{f"fold-{i:02d}": s for i, s in enumerate(model.folds)}}
@@ -125,21 +157,17 @@ def save(model: Model, path: str | os.PathLike[str], *, overwrite: bool = False)
         model.training.to_parquet(staged / "training.parquet", index=False)
         _write_json(staged / "model.json", model.config)
         _write_json(staged / "metrics.json", model.metrics)
-        for file in staged.iterdir():
-            with open(file, "rb") as f:
-                os.fsync(f.fileno())
-        old = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}-old") if target.exists() else None
-        if old is not None:
-            os.rename(target, old)
-        os.rename(staged, target)
-        if old is not None:
-            shutil.rmtree(old)
+        files.sync_tree(staged)
+        with files.taking(staged, target, old=old):
+            files.sync(target.parent)
     except OSError as e:
         raise StoreError(
             f"the model cannot be written ({e.strerror or e})", where=target, fix="free space or change --out"
         ) from e
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def load(path: str | os.PathLike[str]) -> Model:
@@ -182,7 +210,7 @@ def load(path: str | os.PathLike[str]) -> Model:
         ) from e
     if content_fingerprint(config["genes"], state, training) != config["fingerprint"]:
         raise FormatError("the model's weights do not match its model.json", where=folder, fix="restore the folder")
-    return Model(config, state, folds, training, colour, metrics)
+    return Model(config, state, folds, training, colour, metrics, name=folder.resolve().name)
 
 
 def content_fingerprint(genes: list[str], state: State, training: pd.DataFrame) -> str:

@@ -170,6 +170,7 @@ def assemble(
                 "slide": names[i],
                 "patient": str(info.get("patient") or names[i]),
                 "patient_known": bool(info.get("patient")),
+                "tissue": str(info.get("tissue") or ""),
                 "image": stamp["inputs"][image_key],
                 "n": int(keep.sum()),
             }

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import importlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -66,6 +69,13 @@ def test_predicts_an_unseen_patient_where_there_is_something_to_learn(
     np.testing.assert_allclose(table.obsm["spatial"], counts.obsm["spatial"])
     assert (table.obs[keys.FOLD] == -1).all()
     assert (table.layers["spread"] > 0).all()
+    made = store.stamp_of(sdata, "pred_ridge_spots")["model"]
+    assert (made["name"], made["head"], made["encoder"]) == ("m", "ridge", ENCODER)
+    assert (made["slides"], made["patients"], made["tissues"]) == (["a", "b", "c"], ["p1", "p2"], ["toy"])
+    scores = made["cross_validation"]
+    assert {k: scores[k] for k in ("summary", "baseline", "ceiling")} == {
+        k: trained[1][k] for k in ("summary", "baseline", "ceiling")
+    }
     result = ss.tl.evaluate(sdata, prediction="pred_ridge_spots")
     score = {g["gene"]: g["pearson"] for g in result["genes"]}
     good = [score[g] for g in learnable(sdata) if g in score]
@@ -189,7 +199,7 @@ def test_gene_file_and_its_faults(slides: dict[str, Path], tmp_path: Path) -> No
     with pytest.raises(MissingError, match="NOSUCH"):
         ss.tl.train(train, out=tmp_path / "n", encoder=ENCODER, genes=["NOSUCH"])
     (tmp_path / "twice.txt").write_text(f"{names[0]}\n{names[0]}\n")
-    with pytest.raises(InputError, match="occur twice"):
+    with pytest.raises(InputError, match=rf"1 gene names occur more than once \({names[0]}\)"):
         ss.tl.train(train, out=tmp_path / "n", encoder=ENCODER, genes=tmp_path / "twice.txt")
     assert not (tmp_path / "n").exists()
 
@@ -199,6 +209,40 @@ def test_existing_output_is_kept(trained: tuple[Path, dict[str, Any]], slides: d
     with pytest.raises(StoreError, match="something already"):
         ss.tl.train([slides["a"], slides["c"]], out=trained[0], encoder=ENCODER)
     assert {p.name: p.read_bytes() for p in trained[0].iterdir()} == before
+
+
+@pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
+def test_a_model_is_replaced_without_a_gap_and_kept_when_that_fails(
+    trained: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
+) -> None:
+    """At every move there is the old model or the new one under the name; an error leaves the old one."""
+    out = tmp_path / "m"
+    shutil.copytree(trained[0], out)
+    old = model.load(out)
+    new = dataclasses.replace(old, config={**old.config, "seed": 7})
+    if not exchange:
+        monkeypatch.setattr(store.files, "exchange", lambda a, b: False)
+    gone: list[bool] = []
+    rename = os.rename
+
+    def watched(a: Path, b: Path) -> None:
+        rename(a, b)
+        gone.append(not (out / "model.json").is_file())
+
+    monkeypatch.setattr(os, "rename", watched)
+    model.save(new, out, overwrite=True)
+    assert gone == ([] if exchange else [True, False])
+    assert model.load(out).config["seed"] == 7
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+    def fail(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store.files, "sync", fail)
+    with pytest.raises(StoreError, match="No space left"):
+        model.save(old, out, overwrite=True)
+    assert model.load(out).config["seed"] == 7
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
 def test_what_cannot_work_is_refused_before_anything_is_encoded(
@@ -247,6 +291,13 @@ def test_missing_things_are_named(
     sdata = store.open(slides["a"])
     with pytest.raises(MissingError, match="no table 'pred_nothing'"):
         ss.tl.evaluate(sdata, prediction="pred_nothing")
+    ss.tl.predict(trained[0], sdata)
+    with pytest.raises(InputError, match=r"'counts_spots' is no prediction.*predictions here: .*pred_ridge_spots"):
+        ss.tl.evaluate(sdata, prediction="counts_spots")
+    with pytest.raises(InputError, match=r"'pred_ridge_spots' is a prediction, and can be no truth"):
+        ss.tl.evaluate(sdata, truth="pred_ridge_spots", prediction="pred_ridge_spots")
+    with pytest.raises(InputError, match=r"'features_colour_spots' holds no raw counts"):
+        ss.tl.evaluate(sdata, truth="features_colour_spots", prediction="pred_ridge_spots")
     with pytest.raises(MissingError, match="counts_cells"):
         ss.tl.train([slides["a"]], out=tmp_path / "m", region="cells", encoder=ENCODER)
     with pytest.raises(InputError, match="same name"):

@@ -31,7 +31,8 @@ def report(
 
     The file loads nothing from elsewhere, sorts its tables itself, prints, and reads on a phone. Sections appear for
     what is there: measured and predicted maps and scores need both tables, the ranking of genes the columns that
-    `tl.svg` writes, domains those of `tl.domains`.
+    `tl.svg` writes, domains those of `tl.domains`. Beside a prediction stand its model, what that learned from, and its
+    own cross-validated scores.
 
     Parameters
     ----------
@@ -89,6 +90,7 @@ def report(
         pairs=page.pairs(),
         predicted=page.predicted(),
         scores=page.scores(),
+        learned=page.learned(),
         ranking=page.ranking(),
         domains=page.domains(),
         timings=_sections.timings(steps),

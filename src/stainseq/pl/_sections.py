@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import keys
-from . import _compare, _find, _scores, _spatial
+from . import _compare, _find, _learned, _scores, _spatial
 from ._embed import Cell, Picture, Row, Table, number, power, raster, vector, with_interval
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-METRICS = (("pearson", "Pearson"), ("spearman", "Spearman"), ("rmse", "RMSE"), ("r2", "R²"), ("ssim", "SSIM"))
 GENES_UP_TO = 2_000
 RANKED = 15
 
@@ -128,9 +127,12 @@ class Page:
             out.append(_fact(f"{self.measured.n_obs:,}", f"{self.region} measured"))
             out.append(_fact(f"{self.measured.n_vars:,}", f"genes, median {np.median(per_spot):,.0f} counts a spot"))
         elif self.guessed is not None:
-            out.append(_fact(f"{self.guessed.n_obs:,}", f"{self._predicted_region()} predicted"))
+            n = self.guessed.n_obs
+            out.append(_fact(f"{n:,}", f"{_learned.regions(self._predicted_region(), n)} predicted"))
         if self.guessed is not None:
             out.append(_fact(f"{self.guessed.n_vars:,}", "genes predicted from the image"))
+        if not self._scored() and self.model.get("cross_validation"):
+            return out + _own_scores(self.model["cross_validation"])
         summary = self.metrics.get("summary", {})
         if summary.get("pearson") is not None:
             shown = with_interval(summary["pearson"], summary.get("interval"))
@@ -164,7 +166,7 @@ class Page:
                 self.sdata, region=region, table_key=self.main[1], image_key=self.image, panel_inches=3.4
             )
             n = self.main[0].n_obs
-            text = f"The {n:,} {region} in their true size and place."
+            text = f"The {n:,} {_learned.regions(region, n)} in their true size and place."
             out.append(raster(figure, alt="The same picture with the outline of every region.", caption=text))
         return out
 
@@ -236,8 +238,8 @@ class Page:
         if out_of_fold == 0:
             return "The slide was not among those that the model learned from."
         return (
-            f"{out_of_fold:,} of {table.n_obs:,} {self.region} were in the training set; each is shown as predicted by "
-            "the cross-validation model that had not seen it."
+            f"{out_of_fold:,} of {table.n_obs:,} {_learned.regions(self.region)} were in the training set; each is "
+            "shown as predicted by the cross-validation model that had not seen it."
         )
 
     def predicted(self) -> dict[str, Any] | None:
@@ -257,8 +259,7 @@ class Page:
                 self.sdata, color=gene, region=region, table_key=name, image_key=self.image, panel_inches=1.6
             )
             pictures.append(raster(figure, alt=f"Map of predicted {gene}.", caption=gene))
-        shown = "regions of a regular grid" if region == keys.GRID else region
-        note = f"{table.n_obs:,} {shown}, predicted from the image alone."
+        note = f"{table.n_obs:,} {_learned.regions(region, table.n_obs)}, predicted from the image alone."
         title = "Predicted over the whole tissue" if self.truth is not None else "Predicted expression"
         return {"title": title, "note": note, "pictures": pictures}
 
@@ -270,10 +271,10 @@ class Page:
             return None
         m = self.metrics
         note = (
-            f"{m.get('n', 0):,} {self.region}, {len(m['genes']):,} genes, log(1 + counts per 10,000). The gene mean "
-            "predicts each gene's mean over the training set everywhere; colour only is the same method given nothing "
-            "but the colours around a spot; the ceiling is what a perfect prediction would score given the counting "
-            "noise of the measurement."
+            f"{m.get('n', 0):,} {_learned.regions(self.region)}, {len(m['genes']):,} genes, log(1 + counts per "
+            "10,000). The gene mean predicts each gene's mean over the training set everywhere; colour only is the "
+            "same method given nothing but the colours around a spot; the ceiling is what a perfect prediction would "
+            "score given the counting noise of the measurement."
         )
         picture = vector(
             _scores.scores(m), alt="Histogram of the Pearson correlation over genes, with baselines and ceiling."
@@ -281,20 +282,34 @@ class Page:
         return {
             "note": note,
             "picture": picture,
-            "table": _score_table(m),
+            "table": _learned.score_table(m),
             "genes": self._gene_table(),
-            "lines": _score_lines(m),
+            "lines": _learned.score_lines(m),
         }
 
     def _gene_table(self) -> Table:
         rows = sorted(self.metrics["genes"], key=lambda g: -(g["pearson"] if g.get("pearson") is not None else -np.inf))
-        shown = [m for m in METRICS if any(g.get(m[0]) is not None for g in rows)]
+        shown = [m for m in _learned.METRICS if any(g.get(m[0]) is not None for g in rows)]
         has_ceiling = any(g.get("ceiling") is not None for g in rows)
         table = Table(["gene", *(label for _, label in shown), *(["ceiling"] if has_ceiling else [])], sortable=True)
         for g in rows[:GENES_UP_TO]:
             cells = [Cell(str(g["gene"])), *(number(g.get(name)) for name, _ in shown)]
             table.rows.append(Row([*cells, number(g.get("ceiling"))] if has_ceiling else cells))
         return table
+
+    @cached_property
+    def model(self) -> dict[str, Any]:
+        """Facts of the model that the prediction comes from; empty where it states none."""
+        from .. import store
+
+        stamp = store.stamp_of(self.sdata, self.prediction) if self.prediction else None
+        return dict((stamp or {}).get("model") or {})
+
+    def learned(self) -> dict[str, Any] | None:
+        """The model: what it learned from, and how it scored in cross-validation."""
+        if not self.model:
+            return None
+        return _learned.section(self.model, known=self.known, measured=bool(self._scored()))
 
     # ---- genes and domains --------------------------------------------------------------------------------------
 
@@ -414,6 +429,18 @@ def version_line() -> str:
     return "Made with " + ", ".join(f"{k} {v}" for k, v in versions().items()) + "."
 
 
+def _own_scores(scores: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The model's cross-validation, where this slide has no scores."""
+    summary = scores.get("summary") or {}
+    if summary.get("pearson") is None:
+        return []
+    shown = with_interval(summary["pearson"], summary.get("interval"))
+    span = f", 95 % interval {shown.small}" if shown.small else ""
+    out = [_fact(shown.text, f"mean Pearson per gene in the model's cross-validation{span}")]
+    colour = (scores.get("baseline") or {}).get("colour", {}).get("pearson")
+    return [*out, _fact(number(colour).text, "the same from colour alone")] if colour is not None else out
+
+
 def _fact(value: str, label: str) -> dict[str, str]:
     return {"value": value, "label": label}
 
@@ -422,49 +449,6 @@ def _most_varying(table: AnnData, n: int) -> list[str]:
     values = table.X
     values = values.toarray() if hasattr(values, "toarray") else np.asarray(values)
     return [str(table.var_names[i]) for i in np.argsort(-values.std(axis=0), kind="stable")[:n]]
-
-
-def _score_table(m: Mapping[str, Any]) -> Table:
-    shown = [x for x in METRICS if m["summary"].get(x[0]) is not None]
-    table = Table(["", *(label for _, label in shown)])
-    entries = [("this model", m["summary"], True)]
-    entries += [(_scores.NAMES.get(k, k.replace("_", " ")), v, False) for k, v in m.get("baseline", {}).items()]
-    for name, entry, strong in entries:
-        intervals = entry.get("intervals") or {"pearson": entry.get("interval")}
-        cells = [
-            with_interval(entry.get(x), intervals.get(x)) if x == "pearson" else number(entry.get(x)) for x, _ in shown
-        ]
-        table.rows.append(Row([Cell(name), *cells], strong))
-    ceiling = m.get("ceiling") or {}
-    if ceiling.get("pearson") is not None:
-        table.rows.append(Row([Cell("noise ceiling"), *(number(ceiling.get(x)) for x, _ in shown)]))
-    return table
-
-
-def _score_lines(m: Mapping[str, Any]) -> list[str]:
-    lines = []
-    for name, entry in m.get("baseline", {}).items():
-        gap = entry.get("difference") or {}
-        if gap.get("pearson") is not None:
-            cell = with_interval(gap["pearson"], gap.get("interval"))
-            span = f" ({cell.small})" if cell.small else ""
-            label = _scores.NAMES.get(name, name.replace("_", " "))
-            lines.append(f"Pearson above {label}: {cell.text}{span}, paired.")
-    summary = m.get("summary", {})
-    if summary.get("interval_over") and summary.get("interval") is not None:
-        level = float(summary.get("interval_level", 0.95))
-        lines.append(f"Intervals: {level:.0%}, over {summary.get('n_blocks', '')} {_over(summary['interval_over'])}.")
-    reached = (m.get("ceiling") or {}).get("reached")
-    if reached is not None:
-        lines.append(f"{reached:.0%} of the ceiling is reached.")
-    cross = (m.get("cross_validation") or {}).get("pearson")
-    if cross is not None:
-        lines.append(f"Cross-validation inside the training set: Pearson {number(cross).text}.")
-    return lines
-
-
-def _over(text: Any) -> str:
-    return str(text).replace(" um", " µm")
 
 
 def _ranking_key(table: AnnData) -> str | None:

@@ -64,6 +64,45 @@ def exchange(a: Path, b: Path) -> bool:
     raise OSError(code, os.strerror(code), str(b))
 
 
+@contextmanager
+def taking(new: Path, target: Path, *, old: Path) -> Iterator[None]:
+    """Let a finished file or folder take a name; an error in what follows gives the name back.
+
+    Where the system can exchange two names, there is no moment at which `target` is missing.
+
+    Parameters
+    ----------
+    new
+        What takes the name. What had it lies here afterwards, where names can be exchanged.
+    target
+        The name.
+    old
+        Where what had the name lies afterwards, where names cannot be exchanged.
+    """
+    if not target.exists():
+        undo = [(target, new)]
+        os.rename(new, target)
+    elif exchange(new, target):
+        undo = []
+    else:
+        # Two renames: what is killed between them must be mended from the outside (a store's journal tells `repair`).
+        undo = [(target, new), (old, target)]
+        os.rename(target, old)
+        try:
+            os.rename(new, target)
+        except BaseException:
+            os.rename(old, target)
+            raise
+    try:
+        yield
+    except BaseException:
+        for a, b in undo:
+            os.rename(a, b)
+        if not undo:
+            exchange(new, target)
+        raise
+
+
 def sync(path: Path) -> None:
     """Hand one file or folder entry to the disk."""
     try:

@@ -83,7 +83,7 @@ def commit_element(stage: Stage, element: Path, *, kind: str, name: str) -> None
     note(stage, op="write", kind=kind, name=name, phase="swap")
     target.parent.mkdir(exist_ok=True)
     os.replace(stage.folder / "kind.json", target.parent / "zarr.json")
-    with _taking(stage, target):
+    with files.taking(stage.new, target, old=stage.old):
         os.replace(stage.folder / "root.json", stage.path / "zarr.json")
     files.sync(target.parent)
     files.sync(stage.path)
@@ -93,7 +93,7 @@ def commit_store(stage: Stage) -> None:
     """Give a finished store its name."""
     files.sync_tree(stage.new)
     note(stage, op="create", kind="", name="", phase="swap")
-    with _taking(stage, stage.path):
+    with files.taking(stage.new, stage.path, old=stage.old):
         pass
     files.sync(stage.path.parent)
 
@@ -117,31 +117,3 @@ def commit_delete(stage: Stage, *, kind: str, name: str) -> None:
         raise
     files.sync(stage.path / kind)
     files.sync(stage.path)
-
-
-@contextmanager
-def _taking(stage: Stage, target: Path) -> Iterator[None]:
-    """Let ``stage.new`` take the name of ``target``; an error in what follows gives it back."""
-    new, old = stage.new, stage.old
-    if not target.exists():
-        undo = [(target, new)]
-        os.rename(new, target)
-    elif files.exchange(new, target):
-        undo = []
-    else:
-        # Two renames: killed between them, the journal tells `repair` to do the second.
-        undo = [(target, new), (old, target)]
-        os.rename(target, old)
-        try:
-            os.rename(new, target)
-        except BaseException:
-            os.rename(old, target)
-            raise
-    try:
-        yield
-    except BaseException:
-        for a, b in undo:
-            os.rename(a, b)
-        if not undo:
-            files.exchange(new, target)
-        raise

@@ -11,6 +11,7 @@ from .. import keys
 from ..errors import InputError, MissingError
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from spatialdata import SpatialData
 
 
@@ -45,30 +46,22 @@ def evaluate(
     dict
         n, genes (pearson, spearman, rmse, mse, r2, ssim per gene), summary (means, 95 % interval of the Pearson),
         baseline (gene_mean from the training set, colour), ceiling (what a perfect predictor could reach given the
-        counting noise), out_of_fold (regions predicted by a model that did not see them), in_training.
+        counting noise), out_of_fold (regions of training slides, predicted by a model that did not see them), truth,
+        prediction.
 
     Raises
     ------
     MissingError
         A table is not there, or no gene or id is shared.
     InputError
-        The prediction's units are not known.
+        The prediction is none (it states no units, or others than ours), the truth is no table of raw counts, or fewer
+        than three regions have counts.
     """
     from scipy import sparse
 
-    from .. import store
     from ..core import ceiling, normalize, scores
-    from ..model import UNITS
 
-    for name in (truth, prediction):
-        if name not in sdata.tables:
-            raise MissingError(
-                f"no table {name!r}", where=sdata.path, fix=f"tables here: {', '.join(sdata.tables) or 'none'}"
-            )
-    counts, predicted = sdata.tables[truth], sdata.tables[prediction]
-    units = (store.stamp_of(sdata, prediction) or {}).get("units", UNITS)
-    if units != UNITS:
-        raise InputError(f"predictions in {units!r} cannot be scored", where=prediction, fix=f"predict in {UNITS!r}")
+    counts, predicted = _tables_of(sdata, truth, prediction)
     shared = predicted.var_names.intersection(counts.var_names, sort=False)
     if genes is not None:
         absent = [g for g in genes if g not in shared]
@@ -115,3 +108,36 @@ def evaluate(
     result["out_of_fold"] = int((fold >= 0).sum())
     result["truth"], result["prediction"] = truth, prediction
     return result
+
+
+def _tables_of(sdata: SpatialData, truth: str, prediction: str) -> tuple[AnnData, AnnData]:
+    """Both tables, after making sure that one holds raw counts and the other predictions in the model's units."""
+    from .. import store
+    from ..core.values import is_counts
+    from ..model import UNITS
+
+    for name in (truth, prediction):
+        if name not in sdata.tables:
+            raise MissingError(
+                f"no table {name!r}", where=sdata.path, fix=f"tables here: {', '.join(sdata.tables) or 'none'}"
+            )
+    where = sdata.path or "the slide"
+    units = {name: (store.stamp_of(sdata, name) or {}).get("units") for name in (truth, prediction)}
+    if units[prediction] is None:
+        predicted = [n for n in sdata.tables if (store.stamp_of(sdata, n) or {}).get("units") == UNITS]
+        raise InputError(
+            f"table {prediction!r} is no prediction",
+            where=where,
+            fix=f"predictions here: {', '.join(predicted) or 'none'}; one that was made elsewhere says so by "
+            f'uns["{keys.STAMP}"]["units"] = "{UNITS}"',
+        )
+    if units[prediction] != UNITS:
+        raise InputError(
+            f"predictions in {units[prediction]!r} cannot be scored", where=prediction, fix=f"predict in {UNITS!r}"
+        )
+    if units[truth] is not None or not is_counts(sdata.tables[truth].X):
+        what = "is a prediction" if units[truth] is not None else "holds no raw counts"
+        raise InputError(
+            f"table {truth!r} {what}, and can be no truth", where=where, fix="name the table of raw counts (--truth)"
+        )
+    return sdata.tables[truth], sdata.tables[prediction]

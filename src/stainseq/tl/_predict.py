@@ -62,7 +62,7 @@ def predict(
         The same object; adds ``tables[key_added]``: X float32 [n, genes] predicted mean (units in uns),
         layers["spread"] predictive standard deviation, layers["baseline_colour"] the colour baseline's prediction,
         var["train_mean"], obs["fold"] (-1: the full model; k: the model that did not see fold k),
-        obsm["spatial"] centres in um.
+        obsm["spatial"] centres in um. The stamp says what the model is and how it scored (`Model.facts`).
 
     Raises
     ------
@@ -111,7 +111,12 @@ def predict(
         step="predict",
         parameters={"region": region, "head": config["head"], "mode": mode, "image_key": image_key},
         inputs={"model": learned.fingerprint, image_key: image, region: featurise.ids_fingerprint(where.ids)},
-        more={"units": config["units"], "encoder": encoder, "out_of_fold": int((of_fold >= 0).sum())},
+        more={
+            "units": config["units"],
+            "encoder": encoder,
+            "out_of_fold": int((of_fold >= 0).sum()),
+            "model": learned.facts(),
+        },
     )
     return sdata
 

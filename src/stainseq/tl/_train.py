@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -82,7 +83,8 @@ def train(
     Returns
     -------
     dict
-        What stands in MODEL/metrics.json: n, genes (scores per gene), summary with interval, baseline, ceiling, folds.
+        What stands in MODEL/metrics.json: n, genes (scores per gene), summary with interval, baseline, ceiling, split,
+        n_folds, n_genes (of the model; every fold chooses its own, so that more may be scored).
 
     Raises
     ------
@@ -122,7 +124,7 @@ def train(
         final = fit.head(everything, chosen)
         colour.insert(0, fit.colour(everything, chosen))
         advance(1)
-    metrics = {**held_out.score(seed=seed), "split": by, "n_folds": len(folds)}
+    metrics = {**held_out.score(seed=seed), "split": by, "n_folds": len(folds), "n_genes": len(chosen)}
     training = _training_table(data, folds)
     names = [data.genes[i] for i in chosen]
     config = {
@@ -336,8 +338,10 @@ def _gene_list(genes: Sequence[str] | str | Path | None) -> list[str] | None:
     if not path.is_file():
         raise InputError("no such gene list", where=path, fix="give a text file with one gene name a line")
     names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    if len(set(names)) < len(names):
-        raise InputError("gene names occur twice", where=path, fix="list each gene once")
+    twice = sorted(name for name, n in Counter(names).items() if n > 1)
+    if twice:
+        named = ", ".join(twice[:5]) + (", ..." if len(twice) > 5 else "")
+        raise InputError(f"{len(twice)} gene names occur more than once ({named})", where=path, fix="list each once")
     return names
 
 
