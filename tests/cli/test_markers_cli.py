@@ -146,6 +146,7 @@ def test_integrate_files(tmp_path, where, capsys):
     assert anndata.read_h5ad(tmp_path / "again.h5ad").obs["again"].astype(int).tolist() == table["refined"].tolist()
 
 
+@pytest.mark.slow
 def test_integrate_stores_on_images_alone(tmp_path, capsys):
     paths = [tmp_path / f"s{i}.zarr" for i in range(2)]
     for seed, path in enumerate(paths):

@@ -25,6 +25,7 @@ COLUMNS = (
     "scores", "neighbours",
 )  # fmt: skip
 _LN10 = float(np.log(10))
+_LEAST = 3  # one spot with a rare gene is far out on the normal approximation's scale, and yet no evidence
 
 
 def markers(
@@ -369,16 +370,23 @@ def _around(
 
     from ..core import de
 
-    if against == "rest":
-        return {code: [other for other in range(codes.max() + 1) if other != code] for code in wanted}, {}
-    if against != "neighbours":
+    if against not in ("neighbours", "rest"):
         raise InputError(f"against is {against!r}", where="markers", fix="give neighbours or rest")
+    size = np.bincount(codes)
+    failed = {
+        code: f"{size[code]} spots are too few for a rank test, which needs {_LEAST}"
+        for code in wanted
+        if size[code] < _LEAST
+    }
+    enough = [code for code in wanted if code not in failed]
+    if against == "rest":
+        return {code: [other for other in range(len(size)) if other != code] for code in enough}, failed
     xy = chosen.coordinates
     if not np.isfinite(xy).all():
         raise InputError("coordinates are NaN or infinite", where=chosen.where, fix="drop those rows")
     low, high = de.distance_quantiles(xy, quantiles)
-    tree, around, failed = cKDTree(xy), {}, {}
-    for code in wanted:
+    tree, around = cKDTree(xy), {}
+    for code in enough:
         try:
             around[code] = de.surroundings(xy, codes, code, between=(low, high), tree=tree, **search).domains.tolist()
         except InputError as e:
