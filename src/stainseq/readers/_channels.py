@@ -54,7 +54,8 @@ def open_channels(
                     stacks.append([_plane(level, path) for level in levels])
                 if mpp is None and tif.ome_metadata:
                     mpp = _ome_mpp(tif.ome_metadata, 0, pages[0].shape[:2])
-                names = names or _names(tif.ome_metadata)
+                told = _names(tif.ome_metadata)
+                names += told if len(told) == len(planes) else told[len(names) : len(names) + 1]
             except (ValueError, IndexError, KeyError, OSError, RuntimeError) as e:
                 if isinstance(e, FormatError):
                     raise
@@ -65,7 +66,7 @@ def open_channels(
         if len({stack[0].shape for stack in stacks}) > 1:
             raise FormatError("channels of different sizes", where=paths[0].parent, fix="copy the images again")
         stacks = [stack[:depth] for stack in stacks]
-    if len(names) != len(stacks):
+    if len(names) != len(stacks) or len(set(names)) < len(names):
         names = [p.name.split(".")[0] for p in paths] if len(paths) > 1 else [str(i) for i in range(len(stacks))]
     return [da.stack(level) for level in zip(*stacks, strict=True)], names, mpp
 
