@@ -11,6 +11,7 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from .. import _interrupts
 from ..errors import StainseqError
 
 if TYPE_CHECKING:
@@ -84,7 +85,8 @@ def run(argv: list[str]) -> int:
 
 def _guarded(argv: list[str], debug: bool) -> int:
     try:
-        code = _call(argv)
+        with _interrupts.kept():
+            code = _call(argv)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
