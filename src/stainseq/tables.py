@@ -173,9 +173,11 @@ def write_table(table: Any, path: str | os.PathLike[str]) -> Path:
     if path.suffix != want:
         kind = "a MuData" if want == H5MU else "an AnnData"
         raise InputError(f"{kind} is written as {want}", where=path, fix=f"name the file {path.stem}{want}")
+    from anndata._io.specs.registry import IORegistryError  # what anndata raises for a value that it has no form for
+
     try:
         return write_file(path, lambda staged: _write(table, staged))
-    except (TypeError, ValueError, NotImplementedError) as e:
+    except (IORegistryError, TypeError, ValueError, NotImplementedError) as e:
         first = str(e).strip().splitlines()[0]
         raise InputError(f"something in the table cannot be written ({first})", where=path, fix="remove it") from e
 

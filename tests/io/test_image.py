@@ -60,7 +60,7 @@ def test_errors(slide):
         ss.io.get_image(slide, element="dapi")
     with pytest.raises(InputError, match="empty window"):
         ss.io.get_image(slide, window_um=(5, 5, 5, 9))
-    with pytest.raises(InputError, match="does not touch the image.* spans 0, 0, 720, 720 um"):
+    with pytest.raises(InputError, match=r"does not touch the image.* spans 0, 0, 720, 720 um"):
         ss.io.get_image(slide, window_um=(800, 0, 900, 100))
     with pytest.raises(InputError, match="not a resolution"):
         ss.io.get_image(slide, mpp=0)

@@ -11,6 +11,7 @@ from ._info import info
 from ._keypoints import Keypoints, read_keypoints
 from ._read import convert, read, sniff
 from ._tables import read_table, write_table
+from ._view import view
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -25,6 +26,7 @@ __all__ = [
     "read_keypoints",
     "read_table",
     "sniff",
+    "view",
     "write",
     "write_table",
 ]

@@ -43,7 +43,9 @@ def info(path: str | os.PathLike[str], *, repair: bool = True) -> dict[str, Any]
     """
     path = Path(path)
     if path.suffix in (".h5ad", ".h5mu") and path.is_file():
-        return _table(path)
+        from ._view import of_file
+
+        return of_file(path)
     if (path / "model.json").is_file():
         return _model(path)
     if path.suffix.lower() == ".csv" and path.is_file():
@@ -183,44 +185,6 @@ def _annotation(sdata: SpatialData, name: str) -> str:
     results += [c.removesuffix(".domain") for c in table.obs if c.endswith(".domain")]
     also = f"; results {', '.join(results)}" if results else ""
     return f"{table.n_obs:,} x {table.n_vars:,}{of}, {dtype}{f' {form}' if form else ''}{also}"
-
-
-def _table(path: Path) -> dict[str, Any]:
-    """An AnnData or MuData file, opened without reading its values."""
-    import h5py
-
-    try:
-        with h5py.File(path, "r") as f:
-            if "mod" in f:
-                parts = {name: _shape(group) for name, group in f["mod"].items()}
-                return {
-                    "path": str(path),
-                    "kind": "table",
-                    "what": f"MuData, {len(parts)} modalities",
-                    "sizes": {k: f"{n:,} x {g:,}" for k, (n, g) in parts.items()},
-                }
-            rows, genes = _shape(f)
-            sizes: dict[str, Any] = {"rows": rows, "genes": genes}
-            for slot in ("obs", "var"):
-                sizes[slot] = [k for k in f[slot] if k != f[slot].attrs.get("_index")]
-            for slot in ("layers", "obsm", "varm", "obsp", "uns"):
-                sizes[slot] = list(f.get(slot, {}))
-            problems = (
-                [] if keys.SPATIAL in sizes["obsm"] else ['no obsm["spatial"]: methods that need places refuse it']
-            )
-    except (OSError, KeyError, AttributeError) as e:
-        raise FormatError(f"not an AnnData or MuData file, or damaged ({e})", where=path, fix="write it again") from e
-    return {
-        "path": str(path),
-        "kind": "table",
-        "what": f"AnnData, {rows:,} x {genes:,}",
-        "sizes": {k: v for k, v in sizes.items() if v not in ([], None)},
-        "problems": problems,
-    }
-
-
-def _shape(group: Any) -> tuple[int, int]:
-    return tuple(len(group[slot][group[slot].attrs["_index"]]) for slot in ("obs", "var"))  # type: ignore[return-value]
 
 
 def _model(path: Path) -> dict[str, Any]:
