@@ -7,7 +7,7 @@ import pytest
 
 import stainseq as ss
 from stainseq.core.clusters import adjusted_rand, mixing
-from stainseq.errors import InputError
+from stainseq.errors import InputError, MissingError
 
 anndata = pytest.importorskip("anndata")
 
@@ -82,6 +82,120 @@ def test_refusals(samples):
         table.obs["sample"] = "same"
     with pytest.raises(InputError, match="two samples are named 'same'"):
         ss.tl.integrate(samples, n_domains=3)
+
+
+@pytest.mark.parametrize("method", ["kmeans", "kriging"])
+@pytest.mark.parametrize("correction", ["none", "centre", "harmony"])
+def test_corrections(samples, method, correction):
+    if correction == "harmony":
+        pytest.importorskip("harmonypy")
+    found = ss.tl.integrate(samples, n_domains=4, method=method, correction=correction)
+    truth = np.concatenate([s.obs["truth"] for s in samples])
+    assert found["domain"].nunique() == 4
+    assert adjusted_rand(found["refined"].to_numpy(), truth) > 0.85
+    if (method, correction) == ("kmeans", "none"):
+        assert found.attrs["mixing"] < 0.3  # the shift of every third gene stays
+    else:
+        assert found.attrs["mixing"] > 0.5
+    assert samples[0].uns["integrated"]["params"]["correction"] == correction
+    with pytest.raises(InputError, match="correction is 'no'"):
+        ss.tl.integrate(samples, n_domains=4, method=method, correction="no")
+
+
+def test_harmony_equals_harmonypy(samples):
+    harmonypy = pytest.importorskip("harmonypy")
+    from stainseq.domains._batches import correct
+
+    rng = np.random.default_rng(0)
+    values, codes = rng.normal(size=(600, 5)), np.repeat([0, 1], 300)
+    values[300:] += [3, 0, 0, 0, 0]
+    found = correct(values, codes, "harmony", seed=1)
+    other = harmonypy.run_harmony(values.T, {"s": codes}, "s", random_state=1, verbose=False).Z_corr
+    np.testing.assert_array_equal(found, other)
+    assert mixing(found, codes) > 0.9 > 0.5 > mixing(values, codes)
+    assert correct(values, np.zeros(600, int), "harmony", seed=1) is values
+    assert len(correct(values[295:305], codes[295:305], "harmony", seed=1)) == 10
+
+
+def test_without_harmonypy_the_fix_is_told(samples, monkeypatch):
+    import sys
+
+    from stainseq.errors import DependencyError
+
+    monkeypatch.setitem(sys.modules, "harmonypy", None)
+    with pytest.raises(DependencyError, match=r"pip install 'stainseq\[harmony\]'"):
+        ss.tl.integrate(samples, n_domains=4, correction="harmony")
+
+
+@pytest.mark.parametrize("correction", ["none", "centre", "harmony"])
+def test_order_of_rows_and_samples_does_not_matter(samples, correction):
+    if correction == "harmony":
+        pytest.importorskip("harmonypy")
+    for number, table in enumerate(samples):
+        table.obs["sample"] = f"s{number}"
+    found = ss.tl.integrate(samples, n_domains=4, correction=correction)
+    rng = np.random.default_rng(1)
+    order = [rng.permutation(table.n_obs) for table in samples]
+    shuffled = [table[rows].copy() for table, rows in zip(samples, order, strict=True)]
+    other = ss.tl.integrate(shuffled[::-1], n_domains=4, correction=correction)
+    back = np.concatenate([order[0], 700 + order[1]])
+    assert other.equals(found.iloc[back].reset_index(drop=True))
+    assert other.attrs["mixing"] == pytest.approx(found.attrs["mixing"], abs=1e-12)
+
+
+def test_bad_values_are_one_error(samples):
+    for bad, words in ((np.nan, "NaN or infinite values, sample 'sample2'"), (-3.0, "counts are negative")):
+        tables = [table.copy() for table in samples]
+        tables[1].X[5, 5] = bad
+        with pytest.raises(InputError, match=words):
+            ss.tl.integrate(tables, n_domains=3)
+    tables = [table.copy() for table in samples]
+    tables[1].X[:] = np.log1p(tables[1].X)
+    with pytest.raises(InputError, match="sample 'sample1' holds raw counts, sample 'sample2' does not"):
+        ss.tl.integrate(tables, n_domains=3)
+    tables = [table.copy() for table in samples]
+    for table in tables:
+        table.X[:] = 0
+    with pytest.raises(InputError, match="every count is zero"):
+        ss.tl.integrate(tables, n_domains=3)
+    with pytest.raises(InputError, match="1401 domains of 1400 rows"):
+        ss.tl.integrate(samples, n_domains=1401)
+    del samples[1].obsm["spatial"]
+    with pytest.raises(MissingError, match="no coordinates"):
+        ss.tl.integrate(samples, n_domains=3)
+
+
+def test_genes_without_counts_and_uneven_samples(samples):
+    one, two = samples
+    one.X[:, 3] = 0
+    two = two[:5].copy()
+    found = ss.tl.integrate([one, two], n_domains=4)
+    assert found["refined"].nunique() == 4
+    assert (found["sample"] == "sample2").sum() == 5
+
+
+def test_images_alone(samples):
+    """A features table is a dense table of floats of either sign; the layers are in its first columns."""
+    rng = np.random.default_rng(0)
+    tables = []
+    for table in samples:
+        layer = table.obs["truth"].astype(int).to_numpy()
+        features = rng.normal(size=(700, 16)).astype(np.float32)
+        features[:, :4] += 2 * np.eye(4)[layer]
+        tables.append(anndata.AnnData(features, obs=table.obs, obsm={"spatial": table.obsm["spatial"]}))
+    truth = np.concatenate([s.obs["truth"] for s in samples])
+    for method in ("kriging", "kmeans"):
+        found = ss.tl.integrate(tables, n_domains=4, method=method)
+        assert adjusted_rand(found["refined"].to_numpy(), truth) > 0.9
+        assert found.attrs["mixing"] > 0.5
+
+
+def test_files_of_one_name_are_refused(samples, tmp_path):
+    for number, table in enumerate(samples):
+        table.obs["sample"] = f"a{'_/'[number]}b"
+    with pytest.raises(InputError, match="two samples would be written to one file"):
+        ss.tl.integrate(samples, n_domains=3, out=tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
 
 
 def test_mixing_of_known_cases():

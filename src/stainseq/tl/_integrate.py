@@ -191,10 +191,14 @@ def _values(parts: dict[str, Expression], genes: Any, *, counts: bool) -> Any:
     from ..core.values import is_counts
 
     blocks = []
-    for part in parts.values():
+    for name, part in parts.items():
         at = part.table.var_names.get_indexer(genes)
         block = part.values
         block = sparse.csr_array(block) if sparse.issparse(block) else np.asarray(block)
+        if not np.isfinite(block.data if sparse.issparse(block) else block).all():
+            raise InputError(
+                "expression holds NaN or infinite values", where=f"sample {name!r}", fix="remove those rows or genes"
+            )
         blocks.append(block if np.array_equal(at, np.arange(part.table.n_vars)) else block[:, at])
     kinds = {name: is_counts(block) for name, block in zip(parts, blocks, strict=True)}
     if len(set(kinds.values())) > 1:
