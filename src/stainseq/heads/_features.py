@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +10,8 @@ import numpy as np
 from ..core.neighbors import knn_graph, neighbour_mean, radius_graph
 from ..core.splits import slide_codes
 from ..errors import InputError
-from ._inputs import need_places
+from ._inputs import check_predict, need_places
+from ._state import State, config
 
 BLOCK_ROWS = 8192
 CLIP = 5.0
@@ -83,6 +85,32 @@ def with_context(
     else:
         graph = knn_graph(places, k=settings["context_k"], slides=slides)
     return np.concatenate([X, neighbour_mean(graph, X)], axis=1)
+
+
+def open_state(
+    state: State, head: str, X: np.ndarray, coordinates: np.ndarray | None, slides: np.ndarray | None
+) -> tuple[dict[str, Any], np.ndarray]:
+    """What every `predict` begins with: the head's settings, and checked features with the context it was fitted with.
+
+    Raises
+    ------
+    FormatError
+        Another head's state.
+    InputError
+        Features that do not fit; context without coordinates.
+    """
+    settings = config(state, head)
+    return settings, with_context(check_predict(X, settings["n_features"]), settings, coordinates, slides)
+
+
+def by_rows(
+    X: np.ndarray, spread: np.ndarray, predicted: Callable[[np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Prediction block by block of rows, in bounded memory, with the same spread [genes] for each row."""
+    mean = np.empty((len(X), len(spread)), dtype=np.float32)
+    for rows in blocks(len(X)):
+        mean[rows] = predicted(X[rows])
+    return mean, np.broadcast_to(spread, mean.shape).copy()
 
 
 def _per_slide(X: np.ndarray, slides: np.ndarray | None) -> np.ndarray:

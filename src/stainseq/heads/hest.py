@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ._features import blocks
-from ._inputs import check_fit, check_predict
-from ._state import State, config, pack
+from ._features import by_rows, open_state
+from ._inputs import check_fit
+from ._state import State, pack
 
 NEEDS = ("sklearn",)
 SEPARABLE = False
@@ -125,14 +125,15 @@ def predict(
     -------
     mean, spread : float32 [n, genes]
     """
-    X = check_predict(X, config(state, "hest")["n_features"])
-    mean = np.empty((len(X), state["coef"].shape[1]), dtype=np.float32)
-    for rows in blocks(len(X)):
-        Z = X[rows].copy()
+    _, X = open_state(state, "hest", X, coordinates, slides)
+
+    def predicted(x: np.ndarray) -> np.ndarray:
+        Z = x.copy()
         Z -= state["feature_mean"]
         Z /= state["feature_scale"]
         if "components" in state:
             Z = Z @ state["components"].T
             Z -= state["offset"]
-        mean[rows] = Z.astype(np.float32) @ state["coef"]
-    return mean, np.broadcast_to(state["spread"], mean.shape).copy()
+        return Z.astype(np.float32) @ state["coef"]
+
+    return by_rows(X, state["spread"], predicted)

@@ -9,9 +9,9 @@ import numpy as np
 from scipy import sparse
 
 from ..errors import InputError
-from ._features import Scaler, check_context, fit_scaler, with_context
-from ._inputs import canonical_order, check_fit, check_predict
-from ._state import State, config, pack
+from ._features import Scaler, check_context, fit_scaler, open_state, with_context
+from ._inputs import canonical_order, check_fit
+from ._state import State, pack
 
 SEPARABLE = True
 
@@ -122,8 +122,7 @@ def predict(
     mean, spread : float32 [n, genes]
         A gene with one neighbour gets its cross-validated error as spread.
     """
-    settings = config(state, "knn")
-    X = with_context(check_predict(X, settings["n_features"]), settings, coordinates, slides)
+    _, X = open_state(state, "knn", X, coordinates, slides)
     scaler = Scaler(state["mean"], state["gain"])
     targets, ks = state["Y"], np.unique(state["k"])
     mean = np.empty((len(X), targets.shape[1]), dtype=np.float32)

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ._inputs import check_fit, check_predict
-from ._state import State, config, pack
+from ._features import by_rows, open_state
+from ._inputs import check_fit
+from ._state import State, pack
 
 SEPARABLE = True
 
@@ -72,6 +73,5 @@ def predict(
     -------
     mean, spread : float32 [n, genes]
     """
-    X = check_predict(X, config(state, "mean")["n_features"])
-    shape = (len(X), len(state["mean"]))
-    return np.broadcast_to(state["mean"], shape).copy(), np.broadcast_to(state["spread"], shape).copy()
+    _, X = open_state(state, "mean", X, coordinates, slides)
+    return by_rows(X, state["spread"], lambda x: state["mean"])

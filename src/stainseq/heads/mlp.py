@@ -9,11 +9,10 @@ from scipy import sparse
 from scipy.linalg import eigh
 
 from .._settings import settings as machine
-from ..core.neighbors import knn_graph, neighbour_mean, radius_graph
 from ..errors import InputError
 from . import _mlp
 from ._features import Scaler, blocks, check_context, fit_scaler, with_context
-from ._inputs import Rows, canonical_order, check_fit, check_predict, need_places
+from ._inputs import Rows, canonical_order, check_fit, check_predict
 from ._state import State, config, pack
 
 NEEDS = ("torch",)
@@ -105,7 +104,8 @@ def fit(
     InputError
         See `_inputs.check_fit`; a count loss without counts or library sizes; context without coordinates.
     """
-    options = {"loss": loss, "target": target, "per_slide": per_slide, **check_context(context_um, context_k)}
+    context = check_context(context_um, context_k)
+    options = {"loss": loss, "target": target, "per_slide": per_slide, **context}
     if loss not in _mlp.LOSSES:
         raise InputError(f"no loss named {loss!r}", fix=f"one of: {', '.join(_mlp.LOSSES)}")
     rows = check_fit(
@@ -118,7 +118,7 @@ def fit(
         scaler = fit_scaler(features[order], rows.weights[order])
         z = _scaled(features, scaler)
         components = _components(z[order], pca)
-        x = _inputs(z @ components, options, coordinates, slides)[order]
+        x = with_context(z @ components, context, coordinates, slides)[order]
         rows = Rows(x, rows.Y[order], rows.weights[order], None if rows.folds is None else rows.folds[order])
         data, centre, scale = _data(
             loss, rows, None if raw is None else raw[order], None if sizes is None else sizes[order]
@@ -168,11 +168,12 @@ def predict(
     mean, spread : float32 [n, genes]
     """
     options = config(state, "mlp")
+    context = {k: options[k] for k in ("context_um", "context_k")}
     X = with_context(check_predict(X, options["n_features"]), {"per_slide": options["per_slide"]}, None, slides)
     with _mlp.one_thread():
         scaler = Scaler(state["mean"], state["gain"])
         low = np.concatenate([scaler(X[b]) @ state["components"] for b in blocks(len(X))] or [X[:, :0]])
-        x = _inputs(low, options, coordinates, slides) if len(X) else np.zeros((0, len(state["w1"][0])))
+        x = with_context(low, context, coordinates, slides) if len(X) else np.zeros((0, len(state["w1"][0])))
         mean = np.empty((len(X), len(state["centre"])), dtype=np.float32)
         spread = np.empty_like(mean)
         for b in blocks(len(X), 4096):
@@ -215,20 +216,6 @@ def _components(z: np.ndarray, pca: int) -> np.ndarray:
     # The sign of an eigenvector is the library's whim.
     directions *= np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(k)])
     return (directions / np.sqrt(max(values.mean() / len(sample), 1e-12))).astype(np.float32)
-
-
-def _inputs(
-    low: np.ndarray, options: dict[str, Any], coordinates: np.ndarray | None, slides: np.ndarray | None
-) -> np.ndarray:
-    """Components, with their mean over the neighbours if context is on."""
-    if options["context_um"] is None and options["context_k"] is None:
-        return low
-    places = need_places(coordinates, len(low), what="context")
-    if options["context_um"] is not None:
-        graph = radius_graph(places, radius_um=options["context_um"], slides=slides)
-    else:
-        graph = knn_graph(places, k=options["context_k"], slides=slides)
-    return np.concatenate([low, neighbour_mean(graph, low)], axis=1)
 
 
 def _counts(

@@ -9,9 +9,9 @@ import numpy as np
 
 from ..errors import InputError
 from . import _denoise, _ridge
-from ._features import Scaler, blocks, check_context, with_context
-from ._inputs import check_fit, check_predict
-from ._state import State, config, pack
+from ._features import Scaler, by_rows, check_context, open_state, with_context
+from ._inputs import check_fit
+from ._state import State, pack
 
 DEFAULT = True
 SEPARABLE = True
@@ -169,10 +169,6 @@ def predict(
     -------
     mean, spread : float32 [n, genes]
     """
-    settings = config(state, "ridge")
-    X = with_context(check_predict(X, settings["n_features"]), settings, coordinates, slides)
+    _, X = open_state(state, "ridge", X, coordinates, slides)
     scaler = Scaler(state["mean"], state["gain"])
-    mean = np.empty((len(X), state["coef"].shape[1]), dtype=np.float32)
-    for rows in blocks(len(X)):
-        mean[rows] = scaler(X[rows]) @ state["coef"] + state["intercept"]
-    return mean, np.broadcast_to(state["spread"], mean.shape).copy()
+    return by_rows(X, state["spread"], lambda x: scaler(x) @ state["coef"] + state["intercept"])
