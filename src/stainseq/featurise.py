@@ -13,6 +13,7 @@ import numpy as np
 
 from . import engine, image, keys, regions, store
 from ._progress import progress
+from .core import registration
 from .errors import MissingError
 from .spec import fingerprint, fingerprint_file
 
@@ -133,7 +134,7 @@ def dense_map(
     keep: Callable[[tuple[float, float, float, float]], bool] | None = None
     if tissue_key is None:
         height, width = opened.shape
-        corners = np.array([[0, 0], [width, height]]) @ opened.to_um[:2, :2].T + opened.to_um[:2, 2]
+        corners = registration.apply(opened.to_um, np.array([[0, 0], [width, 0], [0, height], [width, height]]))
         box = (*corners.min(0), *corners.max(0))
     else:
         if tissue_key not in sdata.shapes:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import keys
-from .core import windows
+from .core import registration, windows
 from .errors import InputError, MissingError, ScaleError
 
 if TYPE_CHECKING:
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 CACHE_BYTES = 256 << 20
 """Decoded chunks kept per opened image: two rows of chunks of a slide 40,000 px wide."""
+
+
+UPRIGHT = 5e-3
+"""Rotation, shear or stretch that windows ignore: half a pixel at the rim of a window of 224 px."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,9 @@ class LevelStack:
     downsamples
         Level-0 pixels per pixel, one number a level.
     to_um
-        float [3, 3], level-0 pixel (x, y) to microns.
+        float [3, 3], level-0 pixel (x, y) to microns; affine or projective.
     mpp
-        Microns per level-0 pixel (geometric mean of both axes).
+        Microns per level-0 pixel (geometric mean of both axes, at the centre of the image where it differs).
     fingerprint
         Content of the image; changes when a pixel does.
     """
@@ -55,10 +59,24 @@ class LevelStack:
         """(height, width) in level-0 pixels."""
         return int(self.levels[0].shape[1]), int(self.levels[0].shape[2])
 
+    @property
+    def upright(self) -> bool:
+        """Whether rows run along x and columns along y, with square pixels, closely enough to read windows as they lie.
+
+        Within `UPRIGHT`; otherwise windows are resampled through the whole transform.
+        """
+        off = self.to_um[:2, :2] / self.mpp - np.eye(2)
+        return bool(np.abs(off).max() <= UPRIGHT and not self.to_um[2, :2].any())
+
+    @property
+    def from_um(self) -> np.ndarray:
+        """float [3, 3], microns to level-0 pixel."""
+        inverse = np.linalg.inv(self.to_um)
+        return inverse if self.to_um[2, :2].any() else np.vstack([inverse[:2], [0, 0, 1.0]])
+
     def to_px(self, xy_um: np.ndarray) -> np.ndarray:
         """Microns to level-0 pixels, float [n, 2] to float [n, 2]."""
-        inverse = np.linalg.inv(self.to_um)
-        return np.asarray(xy_um, dtype=float) @ inverse[:2, :2].T + inverse[:2, 2]
+        return registration.apply(self.from_um, xy_um)
 
     def read(self, level: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         """Pixels [y0:y1, x0:x1] of a level as uint8 [h, w, 3]; white beyond the edge."""
@@ -92,8 +110,10 @@ def open_image(sdata: SpatialData, key: str = keys.HE) -> LevelStack:
     levels = _levels_on_disk(sdata, key) or _levels_in_memory(element)
     height = levels[0].shape[1]
     downsamples = tuple(1.0 if i == 0 else round(height / a.shape[1], 3) for i, a in enumerate(levels))
-    to_um = _to_um(element, key)
-    mpp = float(np.sqrt(abs(np.linalg.det(to_um[:2, :2]))))
+    # Elements carry affine transformations alone; a projective one is a fact of ours beside its nearest affine.
+    exact = (store.stamp_of(sdata, key) or {}).get("projective")
+    to_um = _to_um(element, key) if exact is None else np.asarray(exact, dtype=float)
+    mpp = _mpp(to_um, np.array([[levels[0].shape[2] / 2, height / 2]]))
     return LevelStack(tuple(levels), downsamples, to_um, mpp, store.fingerprint_of(sdata, key))
 
 
@@ -121,6 +141,10 @@ def read_window(image: LevelStack, centre_um: np.ndarray, *, size_px: int, mpp: 
 
 def read_window_px(image: LevelStack, centre_px: np.ndarray, *, size_px: int, factor: float) -> np.ndarray:
     """As `read_window`, with the centre in level-0 pixels and the scale as level-0 pixels per target pixel."""
+    if not image.upright:
+        um = factor * image.mpp
+        corner = registration.apply(image.to_um, np.atleast_2d(centre_px))[0] - size_px * um / 2
+        return _turned(image, corner, (size_px, size_px), um)
     level = windows.choose_level(image.downsamples, factor)
     down = image.downsamples[level]
     centre = np.asarray(centre_px, dtype=float) / down
@@ -148,6 +172,9 @@ def read_box(image: LevelStack, box_um: tuple[float, float, float, float], *, mp
     """
     import cv2
 
+    if not image.upright and box_um[2] > box_um[0] and box_um[3] > box_um[1]:
+        size = (max(1, round((box_um[2] - box_um[0]) / mpp)), max(1, round((box_um[3] - box_um[1]) / mpp)))
+        return _turned(image, np.array(box_um[:2], dtype=float), size, mpp)
     corners = image.to_px(np.array([[box_um[0], box_um[1]], [box_um[2], box_um[3]]]))
     factor = mpp / image.mpp
     level = windows.choose_level(image.downsamples, factor)
@@ -169,6 +196,25 @@ def extent_um(image: LevelStack) -> tuple[float, float, float, float]:
     corners = np.array([[0, 0, 1], [width, height, 1], [0, height, 1], [width, 0, 1]]) @ image.to_um.T
     (x0, y0), (x1, y1) = corners[:, :2].min(0), corners[:, :2].max(0)
     return float(x0), float(y0), float(x1), float(y1)
+
+
+def _turned(image: LevelStack, corner_um: np.ndarray, size_px: tuple[int, int], mpp: float) -> np.ndarray:
+    """A rectangle along x and y in microns from an image that lies turned, sheared or in perspective."""
+    factor = mpp / image.mpp
+    level = windows.choose_level(image.downsamples, factor)
+    down = image.downsamples[level]
+    to_um = np.array([[mpp, 0, corner_um[0]], [0, mpp, corner_um[1]], [0, 0, 1.0]])
+    to_level = np.diag([1 / down, 1 / down, 1.0]) @ image.from_um @ to_um
+    y0, y1, x0, x1 = windows.outline(to_level, size_px)
+    return windows.warp(image.read(level, y0, y1, x0, x1), (y0, x0), to_level, size_px, factor / down)
+
+
+def _mpp(to_um: np.ndarray, centre_px: np.ndarray) -> float:
+    """Microns per pixel at a point."""
+    if not to_um[2, :2].any():
+        return float(np.sqrt(abs(np.linalg.det(to_um[:2, :2]))))
+    around = registration.apply(to_um, centre_px + np.array([[-0.5, 0], [0.5, 0], [0, -0.5], [0, 0.5]]))
+    return float(np.sqrt(abs(np.linalg.det(np.stack([around[1] - around[0], around[3] - around[2]])))))
 
 
 def thumbnail(sdata: SpatialData, *, key: str = keys.HE, max_px: int = 1500) -> tuple[np.ndarray, float]:

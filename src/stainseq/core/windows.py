@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from . import registration
+
 OUTSIDE = 255
 """Grey value beyond the slide's edge: white, what a scanner shows where there is no tissue."""
 
@@ -70,7 +72,7 @@ def resample(block: np.ndarray, origin: tuple[int, int], centre: np.ndarray, siz
     """
     import cv2
 
-    over = 1 if step <= 1.001 else max(2, 2 * int(np.ceil(step / 2)))
+    over = _oversampling(step)
     fine = step / over
     corner = centre - size_px * step / 2 - np.array([origin[1], origin[0]], dtype=float)
     # cv2 puts pixel centres on integers; ours lie at i + 1/2.
@@ -81,6 +83,56 @@ def resample(block: np.ndarray, origin: tuple[int, int], centre: np.ndarray, siz
         block, matrix, (n, n), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
     )
     return out if over == 1 else cv2.resize(out, (size_px, size_px), interpolation=cv2.INTER_AREA)
+
+
+def warp(
+    block: np.ndarray, origin: tuple[int, int], to_level: np.ndarray, size_px: tuple[int, int], step: float
+) -> np.ndarray:
+    """Resample a rectangle that lies turned, sheared or in perspective in its level; else as `resample`.
+
+    Parameters
+    ----------
+    block, origin
+        As in `resample`; must hold what `outline` says.
+    to_level
+        float [3, 3], from target pixels (x, y; pixel i covers [i, i + 1)) to pixels of the level.
+    size_px
+        (width, height) in target pixels.
+    step
+        Pixels of the level per target pixel.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8 [height, width, 3].
+    """
+    import cv2
+
+    over = _oversampling(step)
+    # cv2 puts pixel centres on integers; ours lie at i + 1/2.
+    finer = np.array([[1 / over, 0, 0.5 / over], [0, 1 / over, 0.5 / over], [0, 0, 1]])
+    matrix = np.array([[1, 0, -origin[1] - 0.5], [0, 1, -origin[0] - 0.5], [0, 0, 1]]) @ to_level @ finer
+    fine, flags = (size_px[0] * over, size_px[1] * over), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    if np.any(matrix[2, :2]):
+        out = cv2.warpPerspective(block, matrix, fine, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    else:
+        affine = matrix[:2] / matrix[2, 2]
+        out = cv2.warpAffine(block, affine, fine, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    return out if over == 1 else cv2.resize(out, size_px, interpolation=cv2.INTER_AREA)
+
+
+def outline(to_level: np.ndarray, size_px: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Pixels of a level that `warp` needs, as (y0, y1, x0, x1), one pixel of margin for interpolation."""
+    w, h = size_px
+    # Lines stay lines, so the corners are the extremes.
+    corners = registration.apply(to_level, np.array([[0, 0], [w, 0], [0, h], [w, h]], dtype=float))
+    (x0, y0), (x1, y1) = np.floor(corners.min(0)).astype(int) - 1, np.ceil(corners.max(0)).astype(int) + 1
+    return int(y0), int(y1), int(x0), int(x1)
+
+
+def _oversampling(step: float) -> int:
+    """Samples a side of a target pixel."""
+    return 1 if step <= 1.001 else max(2, 2 * int(np.ceil(step / 2)))
 
 
 def tile_order(centres_px: np.ndarray, tile_px: int) -> np.ndarray:
