@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import keys
 from ..core import aggregate as kernels
 from ..core.grids import bin_corners, project
 from ..errors import InputError
@@ -119,14 +120,31 @@ def add(
     """See `stainseq.regions.add_grid`."""
     from .. import store
 
+    element = as_element(rows, cols, ids, shape=shape, transform=transform)
+    more = {**(more or {}), **element.attrs[keys.STAMP]}
+    store.write_element(sdata, name, element, step=step, parameters=parameters, inputs=inputs, more=more)
+
+
+def as_element(rows: Any, cols: Any, ids: Any, *, shape: tuple[int, int], transform: Any) -> Any:
+    """A grid as a lazy points element that carries its shape and transformation.
+
+    Parameters
+    ----------
+    rows, cols, ids, shape, transform
+        See `stainseq.regions.add_grid`.
+
+    Raises
+    ------
+    InputError
+        Bins outside the grid or listed twice, a transformation that cannot be inverted.
+    """
     rows, cols = np.asarray(rows, dtype=np.int32), np.asarray(cols, dtype=np.int32)
     transform = np.asarray(transform, dtype=np.float64)
     _check(rows, cols, ids, shape, transform)
     element = _as_points(rows, cols, ids, transform)
-    grid: dict[str, Any] = {"shape": [int(shape[0]), int(shape[1])], "transform": transform.tolist()}
-    grid["pitch_um"] = pitch_um(shape, transform)
-    more = {**(more or {}), "grid": grid}
-    store.write_element(sdata, name, element, step=step, parameters=parameters, inputs=inputs, more=more)
+    facts: dict[str, Any] = {"shape": [int(shape[0]), int(shape[1])], "transform": transform.tolist()}
+    element.attrs[keys.STAMP] = {"grid": {**facts, "pitch_um": pitch_um(shape, transform)}}
+    return element
 
 
 def _check(rows: np.ndarray, cols: np.ndarray, ids: Any, shape: tuple[int, int], transform: np.ndarray) -> None:
@@ -154,8 +172,6 @@ def _as_points(rows: np.ndarray, cols: np.ndarray, ids: Any, transform: np.ndarr
     import dask.dataframe as dd
     import pandas as pd
     from spatialdata.transformations import Identity, set_transformation
-
-    from .. import keys
 
     def part(start: int) -> pd.DataFrame:
         mine = slice(start, start + _PARTITION_ROWS)

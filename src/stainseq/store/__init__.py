@@ -101,7 +101,7 @@ def create(
     with swap.staging(path, op="create") as stage:
         _empty_store(stage.new, metadata.with_facts(dict(sdata.attrs), dict(facts or {})))
         for kind, name, element in sdata.gen_elements():
-            stamp = spec.stamp(step, parameters=parameters, inputs=inputs)
+            stamp = spec.stamp(step, parameters=parameters, inputs=inputs, **elements.told(element))
             work = stage.folder / f"{kind}-{name}"
             work.mkdir()
             at = elements.write(elements.settle(element), work, kind=kind, name=name, stamp=stamp)

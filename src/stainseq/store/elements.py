@@ -85,6 +85,12 @@ def kind_of(element: Any) -> str:
     return kinds[model]
 
 
+def told(element: Any) -> dict[str, Any]:
+    """What a reader says of an element for its stamp: a grid's shape and transformation, a projective place."""
+    stamp = getattr(element, "attrs", {}).get(keys.STAMP) or {}
+    return {k: stamp[k] for k in ("grid", "projective") if k in stamp}
+
+
 def check_name(sdata: Any, name: str, kind: str) -> None:
     """Refuse a name that spatialdata refuses, or that an element of another kind has.
 
