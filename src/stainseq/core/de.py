@@ -106,6 +106,8 @@ def compare_all(
     -----
     F. Wilcoxon, Biometrics Bulletin 1, 80 (1945); normal approximation without continuity correction.
     """
+    if not against:
+        return []
     X, labels = sparse.csc_array(X), np.asarray(labels)
     n = X.shape[0]
     if labels.shape != (n,):

@@ -12,7 +12,7 @@ _WHERE = {
     "get_markers": "_markers",
     "integrate": "_integrate",
     "markers": "_markers",
-    "metagene": "_markers",
+    "metagene": "_metagene",
     "predict": "_predict",
     "svg": "_svg",
     "train": "_train",
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from ._domains import domains
     from ._evaluate import evaluate
     from ._integrate import integrate
-    from ._markers import get_markers, markers, metagene
+    from ._markers import get_markers, markers
+    from ._metagene import metagene
     from ._predict import predict
     from ._svg import svg
     from ._train import train
