@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ._experiment import Experiment, read_experiment, write_experiment
 from ._image import get_image
 from ._info import info
 from ._keypoints import Keypoints, read_keypoints
@@ -17,17 +18,20 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 __all__ = [
+    "Experiment",
     "Keypoints",
     "convert",
     "get_image",
     "info",
     "open",
     "read",
+    "read_experiment",
     "read_keypoints",
     "read_table",
     "sniff",
     "view",
     "write",
+    "write_experiment",
     "write_table",
 ]
 
