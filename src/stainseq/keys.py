@@ -11,6 +11,7 @@ CELLS = "cells"
 NUCLEI = "nuclei"
 GRID = "grid"
 PATCHES = "patches"
+SUPERPIXELS = "superpixels"
 
 STAMP = "stainseq"
 """Key of our facts in `.attrs` (elements, store) and `.uns` (tables)."""

@@ -1,4 +1,4 @@
-"""Preprocessing: alignment, tissue, grids, features of regions and dense feature maps."""
+"""Preprocessing: alignment, tissue, grids, superpixels, counts, features of regions and dense feature maps."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 # Modules start with an underscore, so that none can stand before the function of the same name.
 _WHERE = {
+    "aggregate": "_superpixels",
     "align": "_align",
-    "tissue": "_tissue",
-    "grid": "_tissue",
-    "features": "_features",
     "feature_map": "_features",
+    "features": "_features",
+    "grid": "_tissue",
     "pool": "_features",
+    "superpixels": "_superpixels",
+    "tissue": "_tissue",
 }
-__all__ = ["align", "feature_map", "features", "grid", "pool", "tissue"]
+__all__ = ["aggregate", "align", "feature_map", "features", "grid", "pool", "superpixels", "tissue"]
 
 if TYPE_CHECKING:
     from ._align import align
     from ._features import feature_map, features, pool
+    from ._superpixels import aggregate, superpixels
     from ._tissue import grid, tissue
 
 
