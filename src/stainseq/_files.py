@@ -54,6 +54,26 @@ def check_output(*paths: str | os.PathLike[str] | None) -> None:
             raise StoreError(what, where=path, fix=fix)
 
 
+def check_folder(path: str | os.PathLike[str]) -> None:
+    """Refuse before long work a folder (a store, a model) that could not be written after it. Nothing is made.
+
+    Parameters
+    ----------
+    path
+        The folder, there already or not. What is written is staged beside it, so that its own folder must take files.
+
+    Raises
+    ------
+    StoreError
+        A part of the path is a file, or no permission.
+    """
+    path = Path(path).absolute()
+    for place in (next(p for p in path.parents if p.exists()), *([path] if path.exists() else [])):
+        what, fix = REASONS[errno.EACCES if place.is_dir() else errno.ENOTDIR]
+        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+            raise StoreError(what, where=place, fix=fix)
+
+
 def write_file(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> Path:
     """Write a file beside its place and move it there; devices such as /dev/stdout are written directly.
 

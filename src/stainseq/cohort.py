@@ -79,6 +79,8 @@ def read_cohort(path: str | os.PathLike[str]) -> Cohort:
         Columns ``slide, path, patient`` and optionally ``tissue, platform, labels, split``; more are kept. Paths are
         relative to the CSV's folder; comma, semicolon or tab.
 
+        STimage-1K4M's ``meta_all_gene.csv`` is taken, too: its slides that lie beside it (see `from_stimage`).
+
     Raises
     ------
     InputError
@@ -91,6 +93,15 @@ def read_cohort(path: str | os.PathLike[str]) -> Cohort:
         raise FormatError("no such cohort", where=path, fix="give a CSV of slide, path, patient")
     table = read_table(path, dtype=str, keep_default_na=False)
     table.columns = [str(c).strip() for c in table.columns]
+    if {"tech", "spot_num", "gene_num"} <= set(table) and "path" not in table:
+        found = from_stimage(path, present_only=True)
+        if not len(found):
+            raise MissingError(
+                "STimage-1K4M's table, and none of its slides lies beside it",
+                where=path,
+                fix=f"download some: {path.absolute().parent.parent}/ST/coord, gene_exp and image",
+            )
+        return found
     absent = [c for c in REQUIRED if c not in table]
     if absent:
         raise InputError(

@@ -11,7 +11,6 @@ twice.
 
 from __future__ import annotations
 
-import errno
 import itertools
 import json
 import os
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._files import REASONS
 from ._settings import settings
 from .core import windows
 from .errors import InputError, ScaleError, StoreError
@@ -370,12 +370,12 @@ def _journalled(key: str, shape: tuple[int, ...], n: int, *, dtype: str, fill: f
                 job.flush()
             (folder / "about.json").write_text(json.dumps({"shape": shape, "dtype": dtype, "windows": n}))
     except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+        if e.errno not in REASONS:
             raise
         raise StoreError(
             f"the feature cache cannot be written ({e.strerror or e})",
             where=folder,
-            fix="free space, or set STAINSEQ_CACHE_DIR to another disk",
+            fix="free space, or set STAINSEQ_CACHE_DIR to a folder that can be written",
         ) from e
 
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._files import check_folder
 from .errors import FormatError, InputError, MissingError, StoreError
 from .spec import fingerprint
 from .store import files
@@ -127,9 +128,7 @@ def writable(path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         what = "there is something already" if is_model else "there is something that is no model"
         fix = "choose another --out, or pass --overwrite" if is_model else "choose another --out"
         raise StoreError(what, where=target, fix=fix)
-    folder = next(p for p in target.absolute().parents if p.exists())
-    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
-        raise StoreError("no model can be written here", where=folder, fix="choose another --out")
+    check_folder(target)
     return target
 
 

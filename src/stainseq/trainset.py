@@ -83,6 +83,15 @@ def open_slides(slides: Any) -> list[SpatialData]:
             from .cohort import read_cohort
 
             for row in read_cohort(Path(item)).table.to_dict("records"):
+                if (
+                    not str(row["path"]).endswith((".zarr", ".zarr.zip"))
+                    and not (Path(row["path"]) / "zarr.json").exists()
+                ):
+                    raise InputError(
+                        f"slide {row['slide']!r} is not converted yet",
+                        where=item,
+                        fix=f"run `stainseq convert {Path(item).name} FOLDER`, then use FOLDER/cohort.csv",
+                    )
                 sdata = store.open(row["path"])
                 names = ("slide", "patient", "tissue", "platform", "split")
                 facts = {k: row[k] for k in names if k in row and row[k] == row[k]}

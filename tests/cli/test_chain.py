@@ -63,7 +63,7 @@ def test_the_main_job(folder, capsys):
 
 
 def test_training_on_nothing(tmp_path, capsys):
-    assert run(["train", "--out", str(tmp_path / "m")]) in (1, 2)
+    assert run(["train", "--out", str(tmp_path / "m")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "m").exists()
 

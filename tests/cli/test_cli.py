@@ -76,6 +76,7 @@ def test_help_is_there(argv, capsys):
         (["list", "cats"], "cats"),
         (["convert", "only-one"], "OUT"),
         (["train", "a.zarr", "--out", "m", "--split", "moon"], "moon"),
+        (["train", "--out", "m"], "name one or more stores, or a cohort CSV"),
     ],
 )
 def test_bad_usage_is_one_line_and_exit_code_2(argv, words, capsys):
@@ -244,10 +245,72 @@ def test_json_on_stdout_is_alone(h5ad, capsys):
 
 
 def test_json_goes_to_a_file_beside_the_printed_table(h5ad, tmp_path, capsys):
-    assert run(["svg", str(h5ad), "--json", str(tmp_path / "new" / "a.json")]) == 0
+    assert run(["svg", str(h5ad), "--json", str(tmp_path / "a.json")]) == 0
     out = capsys.readouterr().out
     assert "tested 60 genes" in out
-    assert json.loads((tmp_path / "new" / "a.json").read_text())["tested"] == 60
+    assert json.loads((tmp_path / "a.json").read_text())["tested"] == 60
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["report", "none.zarr", "--out"],
+        ["plot", "none.zarr", "--out"],
+        ["svg", "none.zarr", "--json"],
+        ["evaluate", "none.zarr", "--prediction", "p", "--json"],
+        ["train", "none.zarr", "--out", "m", "--json"],
+        ["convert", "none", "x.zarr", "--json"],
+        ["doctor", "--json"],
+    ],
+)
+def test_outputs_are_refused_before_anything_is_read(argv, tmp_path, capsys):
+    """The input is not there either, and is not what the error is about: the output was looked at first."""
+    name = "a.png" if argv[0] == "plot" else "a.html"
+    (tmp_path / "folder" / name).mkdir(parents=True)
+    assert run([*argv, str(tmp_path / "folder" / name)]) == 1
+    assert _error(capsys) == f"this is a folder, {tmp_path / 'folder' / name}; name a file"
+    assert run([*argv, str(tmp_path / "nowhere" / name)]) == 1
+    assert _error(capsys).startswith(f"there is no such folder, {tmp_path / 'nowhere'}")
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("argv", [["convert", "none"], ["train", "none.zarr", "--out"]])
+def test_folders_are_refused_before_anything_is_read(argv, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert run([*argv, str(tmp_path / "file" / "x.zarr")]) == 1
+    assert _error(capsys).startswith("a part of the path is a file")
+
+
+@pytest.mark.skipif("os.geteuid() == 0", reason="permissions do not bind root")
+@pytest.mark.parametrize("argv", [["tissue"], ["grid"], ["features", "--encoder", "colour"]])
+def test_a_store_that_is_read_only_is_refused_before_the_work(argv, toy, tmp_path, capsys):
+    import shutil
+
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    shutil.copytree(toy, locked / "toy.zarr")
+    locked.chmod(0o500)
+    assert run([argv[0], str(locked / "toy.zarr"), *argv[1:]]) == 1
+    assert _error(capsys) == f"no permission, {locked}; choose another place, or change the permissions"
+
+
+@pytest.mark.parametrize("name", ["", ".zip"])
+def test_a_cache_that_cannot_be_used_names_its_setting(name, toy, tmp_path, capsys, monkeypatch):
+    from stainseq._settings import settings
+    from stainseq.store import archive
+
+    source = archive.pack(toy, tmp_path / "toy.zarr.zip") if name else toy
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(settings, "cache_dir", tmp_path / "file" / "cache")
+    argv = (
+        ["plot", str(source), "--out", str(tmp_path / "a.png")]
+        if name
+        else ["features", str(toy), "--encoder", "colour"]
+    )
+    assert run(argv) == 1
+    message = _error(capsys)
+    assert "STAINSEQ_CACHE_DIR" in message
+    assert str(tmp_path / "file") in message
 
 
 def test_redirected_stdout_is_not_replaced(h5ad, tmp_path):

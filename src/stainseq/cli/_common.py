@@ -15,10 +15,22 @@ from ..errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from spatialdata import SpatialData
+
+
+def _writable(kind: Any, path: Path | None) -> None:
+    """Refuse a file that cannot be written before the command does its work."""
+    from .._files import check_output
+
+    check_output(path)
+
 
 Slide = Annotated[Path, Parameter(help="A slide store, NAME.zarr.")]
 Json = Annotated[
-    Path | None, Parameter(name="--json", help="Write the figures as JSON to this file, too; /dev/stdout works.")
+    Path | None,
+    Parameter(
+        name="--json", validator=_writable, help="Write the figures as JSON to this file, too; /dev/stdout works."
+    ),
 ]
 Seed = Annotated[int, Parameter(help="Seed of everything random.")]
 NoSeed = Annotated[int, Parameter(name="--seed", help="Taken by every command; nothing here is random.")]
@@ -60,6 +72,28 @@ def emit(result: Any, json: Path | None, show: Callable[[Console], None]) -> Non
 
     # Square brackets are text, as in "pip install 'stainseq[timm]'". Where there is no terminal, tables are not cut.
     show(Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 140))
+
+
+def open_to_change(path: Path) -> SpatialData:
+    """Open a slide store that the command will write to; refused at once where that cannot be.
+
+    Parameters
+    ----------
+    path
+        The store.
+
+    Raises
+    ------
+    StoreError
+        There is none, or it is read-only.
+    """
+    import stainseq as ss
+
+    from .._files import check_folder
+
+    sdata = ss.io.open(path)
+    check_folder(path)
+    return sdata
 
 
 def options(given: Sequence[str] | None) -> dict[str, Any]:

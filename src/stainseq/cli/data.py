@@ -28,14 +28,16 @@ def convert(
     json: Json = None,
     seed: NoSeed = 0,
 ) -> None:
-    """Convert any supported source to a slide store.
+    """Convert any supported source to a slide store, or all slides of a cohort to a folder of stores.
 
     Parameters
     ----------
     source
-        A folder, a path prefix, or the file that names the slide.
+        A folder, a path prefix, or the file that names the slide; or a cohort CSV whose paths are such, or the
+        meta_all_gene.csv of STimage-1K4M.
     out
-        The store to make, NAME.zarr.
+        The store to make, NAME.zarr; of a cohort the folder for the stores and their cohort.csv, where stores that are
+        there are kept.
     platform
         Reader (stainseq list readers); told by content when left out.
     mpp
@@ -51,19 +53,44 @@ def convert(
     """
     import stainseq as ss
 
-    ss.io.convert(
-        source,
-        out,
-        platform=platform,
-        mpp=mpp,
-        slide=slide,
-        patient=patient,
-        tissue=tissue,
-        overwrite=overwrite,
-        **options(option),
-    )
+    from ..io._cohort import is_cohort
+
+    given: dict[str, Any] = {"platform": platform, "mpp": mpp, "slide": slide, "patient": patient, "tissue": tissue}
+    given = {**{k: v for k, v in given.items() if v is not None}, **options(option)}
+    if platform is None and is_cohort(source):
+        _convert_cohort(source, out, overwrite=overwrite, json=json, given=given)
+        return
+    ss.io.convert(source, out, overwrite=overwrite, **given)
     found = ss.io.info(out, repair=False)
     emit(found, json, lambda console: _show(console, found))
+
+
+def _convert_cohort(source: Path, out: Path, *, overwrite: bool, json: Path | None, given: dict[str, Any]) -> None:
+    from stainseq.errors import InputError
+
+    from .._text import counted
+    from ..io._cohort import convert_cohort
+
+    if "slide" in given:
+        raise InputError("--slide names one slide, this is a cohort", where=source, fix="leave it out")
+    found = convert_cohort(source, out, overwrite=overwrite, **given)
+
+    def show(console: Console) -> None:
+        done = f"{counted(found['converted'], 'slide')} converted, {found['kept']} kept that were there"
+        console.print(f"{done}, {len(found['failed'])} failed")
+        for name, why in found["failed"].items():
+            console.print(f"  {name}: {why}")
+        if found["cohort"]:
+            console.print(f"{found['cohort']} names the stores; stainseq train takes it")
+
+    emit(found, json, show)
+    if found["failed"]:
+        first = next(iter(found["failed"]))
+        raise InputError(
+            f"{counted(len(found['failed']), 'slide')} could not be converted, the first of them {first}",
+            where=source,
+            fix=found["failed"][first],
+        )
 
 
 def info(

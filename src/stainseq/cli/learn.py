@@ -8,7 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from .. import keys
-from ._common import Json, Key, NoSeed, Options, Seed, Slide, TableKey, emit, number, options, show_scores, table
+from ._common import (
+    Json,
+    Key,
+    NoSeed,
+    Options,
+    Seed,
+    Slide,
+    TableKey,
+    emit,
+    number,
+    open_to_change,
+    options,
+    show_scores,
+    table,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,10 +77,11 @@ def train(
         auto, cpu, cuda, mps; for encoding.
     """
     import stainseq as ss
-    from stainseq.errors import InputError
 
     if not slides:
-        raise InputError("no slide to learn from", fix="name one or more stores, or a cohort CSV")
+        from cyclopts import CycloptsError
+
+        raise CycloptsError(msg="no slide to learn from: name one or more stores, or a cohort CSV")
     cohort = len(slides) == 1 and slides[0].suffix.lower() == ".csv"
     metrics = ss.tl.train(
         slides[0] if cohort else list(slides),
@@ -88,7 +103,12 @@ def train(
     )
 
     def show(console: Console) -> None:
-        console.print(f"{out}: cross-validated over {metrics.get('n_folds', '?')} folds by {metrics.get('split', '?')}")
+        console.print(f"{out}: cross-validated over {metrics['n_folds']} folds by {metrics['split']}")
+        if len(metrics["genes"]) > metrics["n_genes"]:
+            console.print(
+                f"the model predicts {metrics['n_genes']} genes; each fold chose its own {metrics['n_genes']} without "
+                f"looking at what it held out, {len(metrics['genes'])} different ones in all, which are scored:"
+            )
         show_scores(console, metrics)
 
     emit(metrics, json, show)
@@ -127,7 +147,7 @@ def predict(
     import stainseq as ss
     from stainseq import model as models
 
-    learned, sdata = models.load(model), ss.io.open(slide)
+    learned, sdata = models.load(model), open_to_change(slide)
     if region == "grid" and region not in sdata.shapes:
         if "tissue" not in sdata.shapes:
             ss.pp.tissue(sdata, image_key=image_key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ._common import Json, Key, NoSeed, Slide, emit
+from ._common import Json, Key, NoSeed, Slide, emit, open_to_change
 
 
 def tissue(
@@ -36,7 +36,7 @@ def tissue(
     """
     import stainseq as ss
 
-    sdata = ss.io.open(slide)
+    sdata = open_to_change(slide)
     ss.pp.tissue(
         sdata,
         image_key=image_key,
@@ -80,7 +80,7 @@ def grid(
     """
     import stainseq as ss
 
-    sdata = ss.io.open(slide)
+    sdata = open_to_change(slide)
     if tissue_key == "tissue" and tissue_key not in sdata.shapes:
         ss.pp.tissue(sdata)
     ss.pp.grid(sdata, spacing_um=spacing_um, tissue_key=tissue_key, key_added=key_added, min_cover=min_cover)
@@ -125,7 +125,7 @@ def features(
     import stainseq as ss
     from stainseq import featurise, store
 
-    sdata = ss.io.open(slide)
+    sdata = open_to_change(slide)
     ss.pp.features(
         sdata,
         region=region,

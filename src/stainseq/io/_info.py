@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import keys
+from .._text import counted
 from ..errors import FormatError, MissingError, StainseqError, StoreError
+from . import _cohort
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -21,8 +23,8 @@ def info(path: str | os.PathLike[str], *, repair: bool = True) -> dict[str, Any]
     Parameters
     ----------
     path
-        A slide store (also ``.zarr.zip``), a source that `convert` takes, a MODEL folder, a cohort CSV, or a table
-        (``.h5ad``, ``.h5mu``).
+        A slide store (also ``.zarr.zip``), a source that `convert` takes, a MODEL folder, a cohort CSV, a table
+        (``.h5ad``, ``.h5mu``), or an experiment (a folder with ``metadata.tsv``).
     repair
         Mend a store that an interrupted write left untidy (see `store.repair`), and say what was done. A source,
         model or table is never changed.
@@ -30,8 +32,8 @@ def info(path: str | os.PathLike[str], *, repair: bool = True) -> dict[str, Any]
     Returns
     -------
     dict
-        ``path``; ``kind`` ("store", "source", "model", "cohort", "table"); ``what`` in words; and, as far as they
-        apply, ``facts``, ``sizes``, ``elements`` (name, kind, holds, step), ``steps``, ``notes``, ``problems``,
+        ``path``; ``kind`` ("store", "source", "model", "cohort", "table", "experiment"); ``what`` in words; and, as far
+        as they apply, ``facts``, ``sizes``, ``elements`` (name, kind, holds, step), ``steps``, ``notes``, ``problems``,
         ``repaired``.
 
     Raises
@@ -48,8 +50,12 @@ def info(path: str | os.PathLike[str], *, repair: bool = True) -> dict[str, Any]
         return of_file(path)
     if (path / "model.json").is_file():
         return _model(path)
-    if path.suffix.lower() == ".csv" and path.is_file():
-        return _cohort(path)
+    if (path / "metadata.tsv").is_file():
+        from . import _experiment
+
+        return _experiment.describe(path)
+    if _cohort.is_cohort(path) or (path.suffix.lower() == ".csv" and path.is_file() and not _is_slide(path)):
+        return _cohort.describe(path)
     if path.name.endswith(".zarr.zip") or (path / "zarr.json").is_file() or (path / ".zgroup").is_file():
         return _store(path, repair)
     if path.suffix == ".zarr" and not path.is_dir():
@@ -79,7 +85,7 @@ def _store(path: Path, repair: bool) -> dict[str, Any]:
     return {
         "path": str(path),
         "kind": "store",
-        "what": f"slide store, {len(elements)} elements",
+        "what": f"slide store, {counted(len(elements), 'element')}",
         "facts": {k: v for k, v in store.facts(sdata).items() if k not in _HIDDEN_FACTS},
         "elements": elements,
         "steps": steps,
@@ -87,6 +93,17 @@ def _store(path: Path, repair: bool) -> dict[str, Any]:
         "problems": problems,
         "repaired": repaired,
     }
+
+
+def _is_slide(path: Path) -> bool:
+    """Whether a CSV is one of a source's own files, as the coord csv of STimage-1K4M."""
+    from ._read import sniff
+
+    try:
+        sniff(path)
+    except FormatError:
+        return False
+    return True
 
 
 def _source(path: Path) -> dict[str, Any]:
@@ -172,7 +189,7 @@ def _shapes(sdata: SpatialData, name: str) -> str:
         low, high = float(frame["radius"].min()), float(frame["radius"].max())
         size = f"diameter {2 * low:.4g}" + (f" to {2 * high:.4g}" if high > low * 1.001 else "")
         return f"{len(frame):,} circles, {size}"
-    return f"{len(frame):,} {kinds}s"
+    return counted(len(frame), kinds)
 
 
 def _annotation(sdata: SpatialData, name: str) -> str:
@@ -200,44 +217,22 @@ def _model(path: Path) -> dict[str, Any]:
         "region": config["region"],
         "units": config["units"],
         "slides": slides,
+        **{k: v for k, v in loaded.facts().items() if k in ("patients", "tissues") and v},
         "split": f"{config['split']}, {config['n_folds']} folds",
         "seed": config["seed"],
         "package_version": config.get("package_version"),
         "fingerprint": loaded.fingerprint,
     }
     scores = {k: summary[k] for k in ("pearson", "interval") if summary.get(k) is not None}
+    others = {k: v.get("pearson") for k, v in loaded.metrics.get("baseline", {}).items()}
+    others["ceiling"] = (loaded.metrics.get("ceiling") or {}).get("pearson")
+    scores |= {k.replace("_", " "): v for k, v in others.items() if scores and v is not None}
     return {
         "path": str(path),
         "kind": "model",
-        "what": f"model, {len(loaded.genes)} genes from {len(loaded.training)} regions of {len(slides)} slides",
+        "what": f"model {loaded.name}: {counted(len(loaded.genes), 'gene')} from "
+        f"{counted(len(loaded.training), 'region')} of {counted(len(slides), 'slide')}",
         "facts": facts,
         "sizes": {"genes": loaded.genes, **({"cross-validated": scores} if scores else {})},
         "notes": [str(n) for n in config.get("notes", [])],
-    }
-
-
-def _cohort(path: Path) -> dict[str, Any]:
-    import pandas as pd
-
-    try:
-        frame = pd.read_csv(path, dtype=str)
-    except (ValueError, OSError) as e:
-        raise FormatError(f"not a table ({e})", where=path, fix="give a CSV with a header") from e
-    missing = [c for c in ("slide", "path") if c not in frame]
-    if missing:
-        raise FormatError(
-            f"a CSV, but no cohort: no column {', '.join(missing)}", where=path, fix="a cohort has slide, path, patient"
-        )
-    absent = [p for p in frame["path"].dropna() if not (path.parent / p).exists() and not Path(p).exists()]
-    elements = [
-        {"name": str(r["slide"]), "kind": "slide", "holds": str(r["path"]), "step": str(r.get("patient", "") or "")}
-        for r in frame.to_dict(orient="records")
-    ]
-    patients = frame["patient"].nunique() if "patient" in frame else 0
-    return {
-        "path": str(path),
-        "kind": "cohort",
-        "what": f"cohort, {len(frame)} slides" + (f" of {patients} patients" if patients else ""),
-        "elements": elements,
-        "problems": [f"not there: {p}" for p in absent],
     }

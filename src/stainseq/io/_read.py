@@ -127,7 +127,9 @@ def _check_options(reader: Any, name: str, options: dict[str, Any]) -> None:
     for key, value in options.items():
         kind = str(known[key].annotation) if key in known else ""
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if value is not None and (("float" in kind and not number) or (kind == "bool" and not isinstance(value, bool))):
+        if value is not None and (
+            (kind.startswith("float") and not number) or (kind == "bool" and not isinstance(value, bool))
+        ):
             raise InputError(f"{key}={value!r}", fix="give true or false" if kind == "bool" else "give a number")
 
 
@@ -193,12 +195,14 @@ def convert(
 
 def _check_out(out: Path, *, overwrite: bool) -> None:
     """Refuse before minutes of reading what the store would refuse after."""
+    from .._files import check_folder
     from ..errors import StoreError
 
     if out.exists() and not overwrite:
         raise StoreError(
             "there is something already", where=out, fix="give another name, or overwrite it (--overwrite)"
         )
+    check_folder(out)
 
 
 def _plain(value: Any) -> Any:

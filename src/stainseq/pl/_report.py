@@ -69,9 +69,10 @@ def report(
     StoreError
         The file cannot be written.
     """
-    from .._files import write_file
+    from .._files import check_output, write_file
     from . import _sections
 
+    check_output(out)
     page = _sections.Page(
         sdata,
         region=region,

@@ -36,9 +36,16 @@ def unpacked(path: Path) -> Path:
     home = _folder() / spec.fingerprint(str(path))
     target = home / f"{facts.st_mtime_ns:x}-{facts.st_size:x}"
     if not target.is_dir():
-        with files.as_store_errors(home):
+        try:
             files.remove(home)
             home.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise StoreError(
+                f"the cache that zip files are unpacked into cannot be written ({e.strerror or e})",
+                where=home,
+                fix="set STAINSEQ_CACHE_DIR to a folder that can be written, or unpack the file yourself",
+            ) from e
+        with files.as_store_errors(home):
             part = home / uuid.uuid4().hex
             try:
                 with zipfile.ZipFile(path) as z:
