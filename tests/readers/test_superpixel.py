@@ -1,0 +1,121 @@
+"""Pixel2Gene folders: bins on a grid, spots off it, H&E alone, and what cannot be right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+import stainseq as ss
+from stainseq import regions
+from stainseq.errors import FormatError, InputError, ScaleError
+from stainseq.readers import superpixel
+
+PIXEL = 8 / 29.22
+"""Of the folder that Pixel2Gene ships: 0.27379 um/px, bins of 29.22 px."""
+
+
+def folder(tmp_path: Path, *, parquet: bool = False, pixels: int = 1200, **places) -> Path:
+    """As Pixel2Gene's scripts write it from Xenium: centres at (bin + 1/2) x 29.22 px, radius 0."""
+    rng = np.random.default_rng(0)
+    out = tmp_path / "CRC-P2"
+    out.mkdir()
+    cv2.imwrite(str(out / "CRC-P2-he-raw.jpg"), rng.integers(100, 250, (pixels, pixels, 3), dtype=np.uint8))
+    y, x = (v.ravel() for v in np.mgrid[3:23, 5:35])
+    kept = rng.random(len(x)) < 0.9
+    x, y = x[kept], y[kept]
+    ids = [f"{a}_{b}" for a, b in zip(x, y, strict=True)]
+    counts = pd.DataFrame(rng.poisson(1.5, (len(x), 4)), index=ids, columns=["A", "B", "C", "A"])
+    at = pd.DataFrame({"x": (x + 0.5) * 29.22, "y": (y + 0.5) * 29.22}, index=ids)
+    if places.get("scattered"):
+        at += rng.uniform(-9, 9, at.shape)
+    at = at.sample(frac=1, random_state=0)  # rows are joined by id, not by place
+    if parquet:
+        counts.columns = ["A", "B", "C", "D"]
+        counts.to_parquet(out / "CRC-P2-cnts.parquet")
+        at.to_parquet(out / "CRC-P2-locs-raw.parquet")
+    else:
+        counts.to_csv(out / "CRC-P2-cnts.tsv", sep="\t")
+        at.to_csv(out / "CRC-P2-locs-raw.tsv", sep="\t")
+    (out / "CRC-P2-pixel-size-raw.txt").write_text(f"{PIXEL}\n")
+    (out / "CRC-P2-pixel-size.txt").write_text("0.5\n")
+    (out / "CRC-P2-radius-raw.txt").write_text(f"{places.get('radius', 0)}\n")
+    return out
+
+
+@pytest.mark.parametrize("parquet", [False, True])
+def test_bins_become_a_grid_in_their_own_phase(tmp_path: Path, parquet: bool) -> None:
+    source = folder(tmp_path, parquet=parquet)
+    assert superpixel.sniff(source) == superpixel.sniff(source / "CRC-P2-") == "Pixel2Gene folder"
+    sdata = ss.io.convert(source, tmp_path / "s.zarr")
+    table = sdata["counts_superpixels"]
+    region = regions.get(sdata, "superpixels")
+    assert region.geometry.shape == (20, 30)
+    frame = regions.read_window(sdata, "superpixels", (0, 0, 1000, 1000))
+    np.testing.assert_allclose(frame.geometry.area, 64.0, rtol=1e-3)
+    # A bin covers 29.22 x 29.22 px around its centre.
+    x, y = (int(v) for v in frame.index[0].split("_"))
+    np.testing.assert_allclose(frame.geometry.iloc[0].bounds[:2], (8 * x, 8 * y), atol=0.02)
+    raw = (
+        pd.read_parquet(source / "CRC-P2-cnts.parquet")
+        if parquet
+        else pd.read_csv(source / "CRC-P2-cnts.tsv", sep="\t", index_col=0)
+    )
+    np.testing.assert_array_equal(table.X.toarray(), raw.loc[table.obs_names].to_numpy())
+    assert list(table.var_names) == (["A", "B", "C", "D"] if parquet else ["A", "B", "C", "A.1"])
+    at = np.array([[int(v) + 0.5 for v in name.split("_")] for name in table.obs_names]) * 8
+    np.testing.assert_allclose(table.obsm["spatial"], at, atol=0.02)
+
+
+def test_rounded_places_are_still_a_grid(tmp_path: Path) -> None:
+    source = folder(tmp_path)
+    frame = pd.read_csv(source / "CRC-P2-locs-raw.tsv", sep="\t", index_col=0).round().astype(int)
+    frame.to_csv(source / "CRC-P2-locs-raw.tsv", sep="\t")
+    sdata = ss.io.read(source)
+    assert "superpixels" in sdata.points
+    assert sdata.points["superpixels"].attrs["stainseq"]["grid"]["pitch_um"] == pytest.approx(8.0, rel=2e-3)
+
+
+def test_places_off_a_grid_are_circles_of_the_stated_size(tmp_path: Path) -> None:
+    source = folder(tmp_path, scattered=True, radius=55)
+    sdata = ss.io.read(source)
+    assert sdata["spots"]["radius"].iloc[0] == 27.5
+    assert any("diameter in um" in n for n in sdata.attrs["stainseq"]["notes"])
+    other = ss.io.read(source, radius_unit="radius_px")
+    assert other["spots"]["radius"].iloc[0] == pytest.approx(55 * PIXEL)
+
+
+def test_a_testing_folder_is_he_alone(tmp_path: Path) -> None:
+    source = folder(tmp_path)
+    for file in [*source.glob("*cnts*"), *source.glob("*locs*")]:
+        file.unlink()
+    assert superpixel.sniff(source) == "Pixel2Gene folder, H&E alone"
+    sdata = ss.io.read(source)
+    assert list(sdata.images) == ["he"]
+    assert not sdata.tables
+    assert sdata.attrs["stainseq"]["mpp"] == pytest.approx(PIXEL)
+
+
+def test_what_cannot_be_right(tmp_path: Path) -> None:
+    source = folder(tmp_path)
+    places, counts = source / "CRC-P2-locs-raw.tsv", source / "CRC-P2-cnts.tsv"
+    frame = pd.read_csv(places, sep="\t", index_col=0)
+    (frame * 4).to_csv(places, sep="\t")
+    with pytest.raises(InputError, match="of the places lie in the image"):
+        ss.io.read(source)
+    pd.concat([frame, frame.iloc[:1]]).to_csv(places, sep="\t")
+    with pytest.raises(InputError, match="duplicate ids"):
+        ss.io.read(source)
+    frame.to_csv(places, sep="\t")
+    table = pd.read_csv(counts, sep="\t", index_col=0)
+    (table / 3).to_csv(counts, sep="\t")
+    with pytest.raises(InputError, match="no whole numbers"):
+        ss.io.read(source)
+    table.to_csv(counts, sep="\t")
+    for text, error in (("0", ScaleError), ("half", FormatError)):
+        (source / "CRC-P2-pixel-size-raw.txt").write_text(text)
+        with pytest.raises(error):
+            ss.io.read(source)
