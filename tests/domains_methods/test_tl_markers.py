@@ -261,6 +261,31 @@ def test_a_domain_of_one_spot_and_genes_without_counts(adata):
     assert again.equals(found)
 
 
+def test_several_samples_are_taken_together(adata):
+    """Two copies at one place: each spot's neighbours are its own sample's, and evidence doubles."""
+    options = {"domain_key": "domain", "min_in_group_fraction": 0.4, "num_max": 20}
+    alone = ss.tl.markers(adata, **options)
+    two = anndata.concat({"a": adata, "b": adata}, label="sample", index_unique="-")
+    both = ss.tl.markers(two, **options)
+    assert both.attrs["status"].keys() == alone.attrs["status"].keys()
+    merged = alone.merge(both, on=["domain", "gene"], suffixes=("", ".both"), validate="1:1")
+    assert len(merged) == len(alone)
+    for column in ("neighbours", "pct.in", "pct.out"):
+        assert (merged[column] == merged[f"{column}.both"]).all()
+    np.testing.assert_allclose(merged["fc"], merged["fc.both"])
+    np.testing.assert_allclose(merged["scores.both"], np.sqrt(2) * merged["scores"], rtol=0.01)
+    one = ss.tl.markers(two, sample="a", **options)
+    assert one.equals(alone)
+    assert two.uns["markers"]["params"]["sample"] == "a"
+    assert ss.tl.markers(two, sample=["b", "a"], **options).equals(both)
+    metagene = ss.tl.metagene(two, target="2", domain_key="domain", start_gene="g0")
+    other = ss.tl.metagene(adata, target="2", domain_key="domain", start_gene="g0")
+    assert metagene["gene"].tolist() == other["gene"].tolist()
+    np.testing.assert_array_equal(two.obs["metagene.2"][:750], adata.obs["metagene.2"])
+    ss.tl.metagene(two, target="2", domain_key="domain", sample="b")
+    assert two.obs["metagene.2"].isna().sum() == 750
+
+
 def test_order_of_rows_does_not_matter(adata):
     options = {"domain_key": "domain", "min_in_group_fraction": 0.4, "num_max": 20}
     shuffle = np.random.default_rng(2).permutation(adata.n_obs)

@@ -24,7 +24,7 @@ def markers(
     region: str = "spots",
     table_key: TableKey = None,
     layer: str | None = None,
-    sample: str | None = None,
+    sample: list[str] | None = None,
     against: Literal["neighbours", "rest"] = "neighbours",
     min_in_group_fraction: float = 0.8,
     min_in_out_group_ratio: float = 1.0,
@@ -55,7 +55,7 @@ def markers(
     layer
         Layer instead of X.
     sample
-        Value of obs["sample"], where there are several.
+        Value of obs["sample"]; may be repeated; all, taken together, when left out.
     against
         neighbours: the domains around it; rest: all other spots.
     min_in_group_fraction
@@ -140,7 +140,7 @@ def metagene(
     region: str = "spots",
     table_key: TableKey = None,
     layer: str | None = None,
-    sample: str | None = None,
+    sample: list[str] | None = None,
     key: str | None = None,
     csv: Path | None = None,
     out: Path | None = None,
@@ -166,7 +166,7 @@ def metagene(
     layer
         Layer instead of X.
     sample
-        Value of obs["sample"], where there are several.
+        Value of obs["sample"]; may be repeated; all, taken together, when left out.
     key
         Column of obs and entry of uns; metagene.TARGET when left out.
     csv

@@ -35,7 +35,7 @@ def markers(
     region: str = keys.SPOTS,
     table_key: str | None = None,
     layer: str | None = None,
-    sample: str | None = None,
+    sample: str | Sequence[str] | None = None,
     against: Literal["neighbours", "rest"] = "neighbours",
     min_in_group_fraction: float = 0.8,
     min_in_out_group_ratio: float = 1.0,
@@ -63,8 +63,11 @@ def markers(
         Column of obs with the domains, such as "spagcn.refined".
     domains
         Domains to look at; default all.
-    region, table_key, layer, sample
-        Which table, values and sample, as in `svg`.
+    region, table_key, layer
+        Which table and values, as in `svg`.
+    sample
+        Values of ``obs["sample"]``; default all. Several are taken together, as is meant for domains of `integrate`;
+        spots are neighbours within their sample only.
     against
         "neighbours": the domains around it, as SpaGCN does; "rest": all other spots.
     min_in_group_fraction
@@ -124,7 +127,7 @@ def markers(
 
     _tables.keep_source(data, out, csv)
     check_output(out, csv)
-    chosen = _tables.expression(data, region=region, table_key=table_key, layer=layer, sample=sample)
+    chosen = _tables.expression(data, region=region, table_key=table_key, layer=layer, sample=sample, several=True)
     codes, names, wanted = labels_of(chosen, domain_key, domains)
     if len(names) < 2:
         raise InputError(f"obs[{domain_key!r}] has one domain", where=chosen.where, fix="markers need two or more")
@@ -254,10 +257,7 @@ def _around(
     enough = [code for code in wanted if code not in failed]
     if against == "rest":
         return {code: [other for other in range(len(size)) if other != code] for code in enough}, failed
-    xy = chosen.coordinates
-    if not np.isfinite(xy).all():
-        raise InputError("coordinates are NaN or infinite", where=chosen.where, fix="drop those rows")
-    low, high = de.distance_quantiles(xy, quantiles)
+    xy, (low, high) = _apart(chosen, quantiles)
     tree, around = cKDTree(xy), {}
     for code in enough:
         try:
@@ -265,6 +265,22 @@ def _around(
         except InputError as e:
             failed[code] = str(e)
     return around, failed
+
+
+def _apart(chosen: Expression, quantiles: tuple[float, float]) -> tuple[np.ndarray, tuple[float, float]]:
+    """Coordinates with samples far from one another, and where the search for radii starts."""
+    from ..core import de
+
+    xy = chosen.coordinates
+    if not np.isfinite(xy).all():
+        raise InputError("coordinates are NaN or infinite", where=chosen.where, fix="drop those rows")
+    width = float(np.ptp(xy, axis=0).max())
+    ends = []
+    for number, (_, rows) in enumerate(sorted(chosen.samples.items())):
+        at = np.searchsorted(chosen.rows, rows)
+        ends.append(de.distance_quantiles(xy[at], quantiles))
+        xy[at, 0] += 100 * width * number
+    return xy, (min(low for low, _ in ends), max(high for _, high in ends))
 
 
 def _uns(data: Any, region: str, table_key: str | None) -> Any:

@@ -33,7 +33,7 @@ def metagene(
     region: str = keys.SPOTS,
     table_key: str | None = None,
     layer: str | None = None,
-    sample: str | None = None,
+    sample: str | Sequence[str] | None = None,
     key: str | None = None,
     csv: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
@@ -55,8 +55,10 @@ def metagene(
         Gene to start from. Without it and without markers: the gene with the highest rank sum.
     max_iter
         Rounds at most; each adds one gene and subtracts one.
-    region, table_key, layer, sample
-        Which table, values and sample, as in `svg`.
+    region, table_key, layer
+        Which table and values, as in `svg`.
+    sample
+        Values of ``obs["sample"]``; default all, taken together.
     key
         Column of obs and entry of uns for the result; default "metagene.<target>", with "_" for "/", which AnnData does
         not allow in names. For several targets it stands for "metagene".
@@ -91,7 +93,7 @@ def metagene(
 
     _tables.keep_source(data, out, csv)
     check_output(out, csv)
-    chosen = _tables.expression(data, region=region, table_key=table_key, layer=layer, sample=sample)
+    chosen = _tables.expression(data, region=region, table_key=table_key, layer=layer, sample=sample, several=True)
     asked: list[str] | None = [target] if isinstance(target, str) else list(target)
     several = not isinstance(target, str)
     if target == "all" and "all" not in set(chosen.table.obs.get(domain_key, ())):
