@@ -100,8 +100,8 @@ def test_one_sample_of_many_is_as_that_sample_alone(table):
     with pytest.raises(InputError, match="48 rows have no sample"):
         ss.tl.svg(table)
     pd.testing.assert_frame_equal(ss.tl.svg(table, sample="a"), found)
+    table.obs["sample"] = ["a"] * 50 + ["b"] * (table.n_obs - 50)
     with pytest.raises(InputError, match="2 samples"):
-        table.obs["sample"] = ["a"] * 50 + ["b"] * (table.n_obs - 50)
         ss.tl.domains(table, n_domains=2)
 
 
