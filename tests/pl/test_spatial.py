@@ -464,3 +464,42 @@ def test_mudata_and_files_are_drawn(tmp_path):
     table.write_h5ad(tmp_path / "a.h5ad")
     for data in (both, tmp_path / "a.h5mu", tmp_path / "a.h5mu" / "rna", tmp_path / "a.h5ad"):
         assert len(_maps(ss.pl.spatial(data, color="score"))) == 2
+
+
+def test_experiments_and_several_files_are_drawn(tmp_path):
+    table = _samples()
+    one, two = table[:30].copy(), table[30:].copy()
+    folder = ss.io.write_experiment({"x": one, "y": two}, tmp_path / "e")
+    assert [ax.get_title() for ax in _maps(ss.pl.spatial(folder, color="score"))] == ["x", "y"]
+    files = [folder / "expression" / "x.h5ad", folder / "expression" / "y.h5ad"]
+    assert [ax.get_title() for ax in _maps(ss.pl.spatial(files, color="a"))] == ["x", "y"]
+    with pytest.raises(InputError, match=r"no colour map 'virdis'.*viridis"):
+        ss.pl.spatial(files, color="a", cmap="virdis")
+
+
+def test_plot_command_takes_samples_files_and_experiments(tmp_path, capsys):
+    from stainseq.cli import run
+
+    table = _samples()
+    folder = ss.io.write_experiment({"x": table[:30].copy(), "y": table[30:].copy()}, tmp_path / "e")
+    path = str(ss.io.write_table(table, tmp_path / "a.h5ad"))
+    out = str(tmp_path / "a.png")
+    small = ["--out", out, "--dpi", "40"]
+    assert run(["plot", path, "score", "--samples", "s2", *small]) == 0
+    assert run(["plot", str(folder), "score", "domain", *small]) == 0
+    assert (
+        run(
+            [
+                "plot",
+                str(folder / "expression" / "x.h5ad"),
+                "a",
+                "--beside",
+                str(folder / "expression" / "y.h5ad"),
+                *small,
+            ]
+        )
+        == 0
+    )
+    capsys.readouterr()
+    assert run(["plot", path, "score", "--samples", "s3", *small]) == 1
+    assert "no sample 's3'; one of: s2, s10" in capsys.readouterr().err

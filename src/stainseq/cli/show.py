@@ -14,17 +14,26 @@ FORMATS = (".png", ".pdf", ".svg", ".webp", ".jpg", ".tif", ".tiff")
 
 
 def plot(
-    data: Annotated[Path, Parameter(help="A slide store, NAME.zarr, or an AnnData file, X.h5ad.")],
+    data: Annotated[
+        Path, Parameter(help="A slide store, NAME.zarr, a table, X.h5ad or X.h5mu, or the folder of an experiment.")
+    ],
     *color: Annotated[str, Parameter(help="Genes or columns of obs, one panel each; outlines alone when left out.")],
     out: Path,
     region: str = "spots",
     table_key: TableKey = None,
     layer: str | None = None,
+    modality: str | None = None,
+    beside: Annotated[list[Path] | None, Parameter(help="A further slide or table; may be repeated.")] = None,
+    samples: Annotated[
+        list[str] | None, Parameter(help="Name of a sample to draw; may be repeated. Default all.")
+    ] = None,
     compare: bool = False,
     prediction: str | None = None,
     image_key: str = "he",
     image_alpha: float = 0.4,
     crop_um: tuple[float, float, float, float] | None = None,
+    cmap: str = "viridis",
+    title: str | None = None,
     columns: int = 4,
     panel_inches: float = 2.3,
     dpi: int = 200,
@@ -41,16 +50,22 @@ def plot(
         Regions to draw.
     layer
         Layer instead of X.
+    modality
+        Of an h5mu file; its only one with coordinates when left out.
     compare
         Draw each gene as measured and as predicted, side by side on one colour scale.
     prediction
         With --compare: table of the prediction; the region's only one when left out.
     image_key
-        Image below.
+        Image below; "none" for none.
     image_alpha
         Strength of the image below, 0 to 1.
     crop_um
         min_x min_y max_x max_y, um.
+    cmap
+        Colour map of numbers, a name that matplotlib knows.
+    title
+        Of the panels; what they show when left out.
     columns
         Panels in a row.
     panel_inches
@@ -59,26 +74,39 @@ def plot(
         Pixels per inch of the file.
     """
     import stainseq as ss
-    from stainseq._files import write_file
+    from stainseq._files import check_output, write_file
     from stainseq.errors import InputError
 
     if out.suffix.lower() not in FORMATS:
         raise InputError(f"no figure format {out.suffix!r}", where=out, fix=f"one of: {', '.join(FORMATS)}")
-    opened = _open(data)
+    check_output(out)
     common: dict[str, Any] = {
         "region": region,
-        "image_key": image_key,
+        "image_key": None if image_key == "none" else image_key,
         "image_alpha": image_alpha,
         "crop_um": crop_um,
+        "cmap": cmap,
         "panel_inches": panel_inches,
     }
     if compare:
         if not color:
             raise InputError("no gene to compare", fix="name one or more after the slide")
-        figure = ss.pl.measured_predicted(opened, genes=list(color), truth=table_key, prediction=prediction, **common)
+        if beside or samples or modality:
+            raise InputError("--compare draws one slide", where=data, fix="give one store alone")
+        figure = ss.pl.measured_predicted(
+            ss.io.open(data), genes=list(color), truth=table_key, prediction=prediction, **common
+        )
     else:
         figure = ss.pl.spatial(
-            opened, color=list(color) or None, table_key=table_key, layer=layer, columns=columns, **common
+            [data, *beside] if beside else data,
+            color=list(color) or None,
+            samples=samples,
+            modality=modality,
+            table_key=table_key,
+            layer=layer,
+            title=title,
+            columns=columns,
+            **common,
         )
     write_file(out, lambda staged: figure.savefig(staged, dpi=dpi, bbox_inches="tight", pad_inches=0.03))
     width, height = figure.get_size_inches()
@@ -123,7 +151,9 @@ def report(
         Genes shown of each kind.
     """
     import stainseq as ss
+    from stainseq._files import check_output
 
+    check_output(out)
     sdata = ss.io.open(slide)
     scores = _metrics(sdata, metrics, region=region, truth=truth, prediction=prediction, seed=seed)
     ss.pl.report(
@@ -139,12 +169,6 @@ def report(
     )
     result = {"file": str(out), "bytes": out.stat().st_size, "metrics": scores}
     emit(result, json, lambda c: c.print(f"{out}, {out.stat().st_size / 1e6:.1f} MB"))
-
-
-def _open(path: Path) -> Any:
-    from stainseq.tl._tables import open_path
-
-    return open_path(path)
 
 
 def _metrics(

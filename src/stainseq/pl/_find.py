@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -76,7 +77,13 @@ class Part:
 
 
 def parts(
-    data: Any, wanted: Sequence[str] | None, *, region: str, table_key: str | None, needs_table: bool
+    data: Any,
+    wanted: Sequence[str] | None,
+    *,
+    region: str,
+    table_key: str | None,
+    needs_table: bool,
+    modality: str | None = None,
 ) -> list[Part]:
     """The samples of a slide, a table or several of them, in the order asked for.
 
@@ -86,7 +93,7 @@ def parts(
         No such sample, or none at all.
     """
     found: dict[str, Part] = {}
-    for name, item in _items(data):
+    for name, item in _items(data, modality):
         for part in _parts_of(name, item, region=region, table_key=table_key, needs_table=needs_table):
             if part.name in found:
                 raise InputError(f"two samples are named {part.name!r}", fix="give a dict of names and slides")
@@ -99,25 +106,27 @@ def parts(
     return list(found.values()) if wanted is None else [found[w] for w in wanted]
 
 
-def _items(data: Any) -> Iterator[tuple[str | None, Any]]:
-    if isinstance(data, Mapping):
-        for name, item in data.items():
-            yield str(name), _opened(item)
-    elif isinstance(data, (list, tuple)):
-        for number, item in enumerate(data):
-            opened = _opened(item)
-            facts = getattr(opened, "attrs", None) or {}
-            yield str(facts.get(keys.STAMP, {}).get("slide", f"sample {number + 1}")), opened
-    else:
-        yield None, _opened(data)
-
-
-def _opened(item: Any) -> Any:
+def _items(data: Any, modality: str | None) -> Iterator[tuple[str | None, Any]]:
+    """Slides and tables by name; experiments sample by sample. What stands alone needs no name."""
     from .. import tables
 
-    if isinstance(item, (str, os.PathLike)):
-        return tables.open_path(item)
-    return tables.modality(item) if tables.is_mudata(item) else item
+    if isinstance(data, Mapping):
+        for name, item in data.items():
+            yield from ((str(name), opened) for _, opened in _items(item, modality))
+    elif isinstance(data, (list, tuple)):
+        for number, item in enumerate(data):
+            for name, opened in _items(item, modality):
+                facts = getattr(opened, "attrs", None) or {}
+                known = Path(item).name.split(".")[0] if isinstance(item, (str, os.PathLike)) else None
+                yield name or str(facts.get(keys.STAMP, {}).get("slide", known or f"sample {number + 1}")), opened
+    elif isinstance(data, (str, os.PathLike)) and (Path(data) / "metadata.tsv").is_file():
+        from ..io import read_experiment
+
+        yield from read_experiment(data, modality=modality, integrated=False).samples.items()
+    elif isinstance(data, (str, os.PathLike)):
+        yield None, tables.open_path(data, modality=modality)
+    else:
+        yield None, tables.modality(data, name=modality) if tables.is_mudata(data) else data
 
 
 def _parts_of(name: str | None, item: Any, *, region: str, table_key: str | None, needs_table: bool) -> Iterator[Part]:

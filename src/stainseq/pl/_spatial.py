@@ -27,6 +27,7 @@ def spatial(
     region: str = keys.SPOTS,
     table_key: str | None = None,
     layer: str | None = None,
+    modality: str | None = None,
     image_key: Any = keys.HE,
     image_alpha: float = 0.4,
     crop_um: tuple[float, float, float, float] | Mapping[str, tuple[float, float, float, float]] | None = None,
@@ -43,8 +44,9 @@ def spatial(
     Parameters
     ----------
     data
-        A slide (SpatialData); an AnnData with ``obsm["spatial"]`` in um (then without a picture); or several, as a
-        dict of names or a list. A table whose ``obs["sample"]`` names several samples is drawn as several.
+        A slide (SpatialData); an AnnData or MuData with ``obsm["spatial"]`` in um (then without a picture); the path
+        of one (``.zarr``, ``.h5ad``, ``.h5mu``) or of an experiment's folder; or several, as a dict of names or a
+        list. A table whose ``obs["sample"]`` names several samples is drawn as several.
     color
         Genes (by id, or by symbol where var has a column of symbols), columns of obs, or columns of obsm as
         "KEY:COLUMN" ("spagcn.probabilities:2"). Genes of a table of raw counts are shown as log(1 + counts per
@@ -57,6 +59,8 @@ def spatial(
         Table with the values; default the region's counts, or else its only prediction.
     layer
         Layer instead of X, for genes.
+    modality
+        Of a MuData. Default: the only one, or the only one with coordinates.
     image_key
         Image below, by name or opened (`image.open_image`: saves opening it for each of many figures); None for
         none.
@@ -92,11 +96,13 @@ def spatial(
     MissingError
         No such gene, column, table, region or sample, or nothing to draw; what is spelt alike is named.
     InputError
-        An empty crop, no sample.
+        An empty crop, an unknown colour map, two samples of one name.
     """
+    _style.check_colour_map(cmap)
     names: list[str | None] = [color] if isinstance(color, str) or color is None else list(color)
     wanted = [samples] if isinstance(samples, str) else samples
-    found = _samples(data, wanted, names, region=region, table_key=table_key, layer=layer, image_key=image_key)
+    which: dict[str, Any] = {"region": region, "table_key": table_key, "layer": layer, "modality": modality}
+    found = _samples(data, wanted, names, **which, image_key=image_key)
     _set_boxes(found, crop_um)
     drawing = _Drawing(found, names, quantiles, cmap, _colours(found, palette), columns, panel_inches)
     titles = [title] if isinstance(title, str) else None if title is None else list(title)
@@ -125,6 +131,7 @@ def _samples(
     region: str,
     table_key: str | None,
     layer: str | None,
+    modality: str | None,
     image_key: Any,
 ) -> list[_Sample]:
     from anndata import AnnData
@@ -132,7 +139,8 @@ def _samples(
     out = []
     known: dict[tuple[int, str], _find.Values] = {}  # a table of many samples is looked up once
     coloured = any(n is not None for n in names)
-    for part in _find.parts(data, wanted, region=region, table_key=table_key, needs_table=coloured):
+    which: dict[str, Any] = {"region": region, "table_key": table_key, "modality": modality}
+    for part in _find.parts(data, wanted, **which, needs_table=coloured):
         shown: list[_find.Values | None] = []
         for n in names:
             if n is not None and part.table is not None and (id(part.table), n) not in known:

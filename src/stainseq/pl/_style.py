@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..errors import InputError
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -86,6 +88,17 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), dpi=200, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def check_colour_map(name: str) -> None:
+    """Refuse a name that matplotlib does not know."""
+    import difflib
+
+    import matplotlib as mpl
+
+    if name not in mpl.colormaps:
+        near = difflib.get_close_matches(name, list(mpl.colormaps), n=3)
+        raise InputError(f"no colour map {name!r}", fix=f"such as {', '.join(near or ['viridis', 'magma', 'cividis'])}")
 
 
 def palette(n: int) -> list[str]:
