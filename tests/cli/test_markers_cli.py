@@ -186,6 +186,7 @@ def test_one_seed_one_result(tmp_path, h5ad):
         ("markers {one} --domain-key layer --against nobody", 2, "--against"),
         ("markers {one} --domain-key layer --out {one}", 1, "results would replace the file they come from"),
         ("markers {one} --domain-key layer --csv {none}/x.csv", 1, "there is no such folder"),
+        ("markers {one} --domain-key layer --json {none}/x.json", 1, "there is no such folder"),
         ("markers {none}.h5ad --domain-key layer", 1, "no such file"),
         ("metagene {one} --domain-key layer", 2, "--target"),
         ("metagene {one} --domain-key layer --target L9", 1, "no domain 'L9'"),

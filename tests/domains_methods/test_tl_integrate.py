@@ -190,6 +190,25 @@ def test_images_alone(samples):
         assert found.attrs["mixing"] > 0.5
 
 
+def test_image_features_beside_expression(samples):
+    """Expression without any layers; they are in the vectors of the image alone."""
+    rng = np.random.default_rng(0)
+    truth = np.concatenate([s.obs["truth"] for s in samples])
+    for table in samples:
+        layer = table.obs["truth"].astype(int).to_numpy()
+        table.obsm["seen"] = (rng.normal(size=(700, 8)) + 3 * np.eye(4, 8)[layer]).astype(np.float32)
+        table.X = rng.poisson(2, table.shape).astype(np.float32)
+    without = ss.tl.integrate(samples, n_domains=4)
+    found = ss.tl.integrate(samples, n_domains=4, image_features="seen")
+    assert adjusted_rand(without["refined"].to_numpy(), truth) < 0.2
+    assert adjusted_rand(found["refined"].to_numpy(), truth) > 0.6
+    assert samples[0].uns["integrated"]["params"]["image_features"] == "seen"
+    with pytest.raises(MissingError, match="no features table 'unseen'"):
+        ss.tl.integrate(samples, n_domains=4, image_features="unseen")
+    with pytest.raises(MissingError, match="no image"):
+        ss.tl.integrate(samples, n_domains=4, histology=True)
+
+
 def test_files_of_one_name_are_refused(samples, tmp_path):
     for number, table in enumerate(samples):
         table.obs["sample"] = f"a{'_/'[number]}b"

@@ -87,6 +87,9 @@ def markers(
     """
     import stainseq as ss
 
+    from .._files import check_output
+
+    check_output(json)
     found = ss.tl.markers(
         data,
         domain_key=domain_key,
@@ -176,6 +179,9 @@ def metagene(
     """
     import stainseq as ss
 
+    from .._files import check_output
+
+    check_output(json)
     found = ss.tl.metagene(
         data,
         target=target,
@@ -222,7 +228,9 @@ def integrate(
     region: str = "spots",
     table_key: TableKey = None,
     layer: str | None = None,
+    histology: bool = False,
     image_features: str | None = None,
+    window_um: float = 50.0,
     layout: str | None = None,
     csv: Path | None = None,
     out: Path | None = None,
@@ -246,9 +254,13 @@ def integrate(
         Regions whose counts table is taken.
     layer
         Layer instead of X.
+    histology
+        Join the colour of the H&E around each spot to its expression.
     image_features
-        Features table, the same in every slide, that is joined to the expression. For images alone, name it with
-        --table instead.
+        Join these vectors in place of colour: an encoder whose features are there, a features table, or an obsm key.
+        For images alone, name the features table with --table instead.
+    window_um
+        Side of the square whose colour is taken, um.
     layout
         hexagon, square or free; found from the distances when left out.
     csv
@@ -259,6 +271,9 @@ def integrate(
     """
     import stainseq as ss
 
+    from .._files import check_output
+
+    check_output(json)
     found = ss.tl.integrate(
         list(data),
         n_domains=n_domains,
@@ -268,7 +283,9 @@ def integrate(
         region=region,
         table_key=table_key,
         layer=layer,
+        histology=histology,
         image_features=image_features,
+        window_um=window_um,
         layout=layout,
         csv=csv,
         out=out,

@@ -29,7 +29,9 @@ def integrate(
     region: str = keys.SPOTS,
     table_key: str | None = None,
     layer: str | None = None,
+    histology: bool = False,
     image_features: str | None = None,
+    window_um: float = 50.0,
     layout: str | None = None,
     csv: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
@@ -57,8 +59,8 @@ def integrate(
         Name of the result.
     region, table_key, layer
         Which table and values, as in `domains`. For images alone, `table_key` names a features table.
-    image_features
-        Name of a features table that every slide has, joined to the expression.
+    histology, image_features, window_um
+        Colour of the H&E, or an encoder's features, joined to the expression, as in `domains`.
     layout
         "hexagon", "square" or "free", for the refinement; default found for each sample.
     csv
@@ -92,8 +94,7 @@ def integrate(
 
     from .. import registry
     from ..core import clusters
-    from . import _tables
-    from ._domains import _image_features
+    from . import _histology, _tables
 
     _check_outputs(data, csv, out)
     parts = _samples(data, region=region, table_key=table_key, layer=layer)
@@ -106,7 +107,11 @@ def integrate(
     _tables.check_options(plugin.assign, name, options, given=given)
     xy = np.vstack([part.coordinates for part in parts.values()])
     sample = np.repeat(list(parts), [len(part.rows) for part in parts.values()])
-    images = None if image_features is None else [_image_features(part, image_features) for part in parts.values()]
+    images = None
+    if image_features is not None:
+        images = [_histology.features(part, image_features, region=region) for part in parts.values()]
+    elif histology:
+        images = [_histology.colours(part, window_um=window_um) for part in parts.values()]
     labels, probabilities, embedding, info = plugin.assign(
         _values(parts, genes, counts=getattr(plugin, "WANTS", "lognorm") == "counts"),
         coordinates=xy,
@@ -124,6 +129,7 @@ def integrate(
     }  # fmt: skip
     given_too = {"layer": layer, "image_features": image_features, "layout": layout}
     parameters |= {k: v for k, v in given_too.items() if v is not None}
+    parameters |= {"histology": True, "window_um": window_um} if histology and image_features is None else {}
     facts = {"params": parameters, "info": {k: v for k, v in info.items() if np.isscalar(v)}, "mixing": score}
     columns = {"": refined, ".domain": labels, ".refined": refined}
     arrays = {".probabilities": probabilities} | ({} if embedding is None else {".embedding": embedding})
