@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -122,7 +122,8 @@ def predict(
     region: str = "spots",
     weights: Path | None = None,
     image_key: str = "he",
-    mode: Literal["infer"] = "infer",
+    mode: Literal["infer", "enhance"] = "infer",
+    truth: str | None = None,
     key: Key = None,
     device: str = "auto",
     json: Json = None,
@@ -140,7 +141,9 @@ def predict(
     image_key
         Image element.
     mode
-        infer: from the picture alone.
+        infer: from the picture alone. enhance: combined with the region's counts, each by what it is worth.
+    truth
+        Table of counts for enhance; counts_REGION when left out.
     device
         auto, cpu, cuda, mps; for encoding.
     """
@@ -159,14 +162,19 @@ def predict(
         weights=weights,
         image_key=image_key,
         mode=mode,
+        truth=truth,
         key_added=key,
         device=device,
     )
     name = key or keys.prediction(str(learned.config["head"]), region)
     made = sdata.tables[name]
     out_of_fold = int((made.obs[keys.FOLD] >= 0).sum())
-    result = {"table": name, "n": made.n_obs, "genes": made.n_vars, "out_of_fold": out_of_fold}
+    result: dict[str, Any] = {"table": name, "n": made.n_obs, "genes": made.n_vars, "out_of_fold": out_of_fold}
     text = f"{name}: {made.n_obs} regions x {made.n_vars} genes; {out_of_fold} of them out of fold"
+    if mode == "enhance":
+        weight = made.layers["weight"]
+        result |= {"measured": int((weight > 0).any(axis=1).sum()), "mean_weight": float(weight.mean())}
+        text += f"; {result['measured']} measured, which count for {result['mean_weight']:.0%} on average"
     emit(result, json, lambda c: c.print(text))
 
 

@@ -93,7 +93,8 @@ def evaluate(
     baselines |= {
         k.removeprefix("baseline_"): np.asarray(v) for k, v in subset.layers.items() if k.startswith("baseline_")
     }
-    X = subset.X
+    # An enhanced table has seen the counts: what is scored is the prediction that it was made from.
+    X = subset.layers.get("predicted", subset.X)
     result = scores.score(
         target,
         np.asarray(X.toarray() if sparse.issparse(X) else X, dtype=np.float32),

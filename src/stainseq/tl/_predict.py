@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .. import keys
-from ..errors import InputError
+from ..errors import InputError, MissingError
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -27,7 +27,8 @@ def predict(
     region: str = keys.SPOTS,
     weights: str | Path | None = None,
     image_key: str = keys.HE,
-    mode: Literal["infer"] = "infer",
+    mode: Literal["infer", "enhance"] = "infer",
+    truth: str | None = None,
     key_added: str | None = None,
     device: str = "auto",
 ) -> SpatialData:
@@ -50,7 +51,10 @@ def predict(
     image_key
         Image element.
     mode
-        "infer": from the image alone.
+        "infer": from the image alone. "enhance": combined with the region's counts where there are any, each by what
+        it is worth (`core.enhance`); regions without counts keep the prediction.
+    truth
+        Table of counts for "enhance"; default ``counts_<region>``.
     key_added
         Name of the table; default ``pred_<head>_<region>``.
     device
@@ -62,7 +66,9 @@ def predict(
         The same object; adds ``tables[key_added]``: X float32 [n, genes] predicted mean (units in uns),
         layers["spread"] predictive standard deviation, layers["baseline_colour"] the colour baseline's prediction,
         var["train_mean"], obs["fold"] (-1: the full model; k: the model that did not see fold k),
-        obsm["spatial"] centres in um. The stamp says what the model is and how it scored (`Model.facts`).
+        obsm["spatial"] centres in um. Enhanced tables hold the combined mean in X, layers["predicted"],
+        layers["weight"] (share of the measurement, 0 to 1) and var["enhance.*"]. The stamp says what the model is and
+        how it scored (`Model.facts`).
 
     Raises
     ------
@@ -74,8 +80,15 @@ def predict(
     from ..model import check_encoder, load
     from ..trainset import COLOUR
 
-    if mode != "infer":
-        raise InputError(f"mode {mode!r} is not one of: infer")
+    if mode not in ("infer", "enhance"):
+        raise InputError(f"mode {mode!r} is not one of: infer, enhance")
+    measured = truth or keys.counts(region)
+    if mode == "enhance" and measured not in sdata.tables:
+        raise MissingError(
+            f"no table {measured!r} to enhance",
+            where=sdata.path,
+            fix="count first (stainseq aggregate), or --mode infer",
+        )
     learned = model if isinstance(model, Loaded) else load(model)
     config = learned.config
     encoder = str(config["encoder"]["name"])
@@ -104,18 +117,26 @@ def predict(
         table.layers["baseline_colour"] = _by_fold(
             ridge, learned.colour[0], learned.colour[1:], colour.X, of_fold, where.centres_um
         )[0]
+    inputs = {"model": learned.fingerprint, image_key: image, region: featurise.ids_fingerprint(where.ids)}
+    more: dict[str, Any] = {}
+    if mode == "enhance":
+        from ._enhance import combine
+
+        more["enhanced"] = combine(table, sdata.tables[measured], where)
+        inputs[measured] = store.fingerprint_of(sdata, measured)
     store.write_element(
         sdata,
         key_added or keys.prediction(str(config["head"]), region),
         table,
         step="predict",
         parameters={"region": region, "head": config["head"], "mode": mode, "image_key": image_key},
-        inputs={"model": learned.fingerprint, image_key: image, region: featurise.ids_fingerprint(where.ids)},
+        inputs=inputs,
         more={
             "units": config["units"],
             "encoder": encoder,
             "out_of_fold": int((of_fold >= 0).sum()),
             "model": learned.facts(),
+            **more,
         },
     )
     return sdata
