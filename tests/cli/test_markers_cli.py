@@ -167,6 +167,11 @@ def test_integrate_stores_on_images_alone(tmp_path, capsys):
     assert run(argv("integrate", *paths, **options)) == 0
     assert "joined" in anndata.read_h5ad(out).obs
     assert "joined" not in store.open(paths[0]).tables["counts_spots"].obs
+    # or its colour
+    assert run([*argv("integrate", *paths, n_domains=2, key="seen", out=tmp_path / "h.h5ad"), "--histology"]) == 0
+    facts = anndata.read_h5ad(tmp_path / "h.h5ad").uns["seen"]["params"]
+    assert facts["histology"]
+    assert facts["window_um"] == 50
 
 
 def test_one_seed_one_result(tmp_path, h5ad):
