@@ -85,3 +85,41 @@ def test_what_is_no_table(tmp_path):
     (tmp_path / "b.h5ad").rename(tmp_path / "c.h5mu")
     with pytest.raises(FormatError, match="not a MuData file"):
         ss.io.read_table(tmp_path / "c.h5mu")
+
+
+def _in_samples():
+    """Two samples with coordinates in one MuData, beside a modality without."""
+    import mudata
+
+    rna, prot = ss.datasets.toy_table(seed=0), ss.datasets.toy_table(seed=1)
+    rna.obs["sample"] = pd.Categorical(["a"] * 50 + ["b"] * 48)
+    del prot.obsm["spatial"]
+    prot.var_names = [f"p{v}" for v in prot.var_names]
+    with mudata.set_options(pull_on_update=False):
+        return mudata.MuData({"rna": rna, "prot": prot})
+
+
+def test_analyses_take_mudata(tmp_path, capsys):
+    from stainseq.cli import run
+
+    made = _in_samples()
+    path = ss.io.write_table(made, tmp_path / "a.h5mu")
+    before = path.read_bytes()
+    want = ss.tl.svg(made["rna"], method="moran")
+    for data in (made, path, path / "rna"):
+        pd.testing.assert_frame_equal(ss.tl.svg(data, method="moran"), want)
+    assert "moran.rank" in made["rna"].var
+    out = tmp_path / "d.h5ad"
+    assert run(["domains", str(path), "--modality", "rna", "--sample", "a", "--n-domains", "3", "--out", str(out)]) == 0
+    assert run(["integrate", str(path), "--n-domains", "3", "--out", str(tmp_path / "i.h5ad")]) == 0
+    joint = ss.io.read_table(tmp_path / "i.h5ad")
+    assert joint.obs["integrated"].nunique() == 3
+    assert run(["markers", str(tmp_path / "i.h5ad"), "--domain-key", "integrated", "--min-fold-change", "1"]) == 0
+    capsys.readouterr()
+    assert run(["svg", str(path), "--modality", "atac"]) == 1
+    assert "no modality 'atac'" in capsys.readouterr().err
+    assert run(["svg", str(path), "--out", str(tmp_path / "o.h5mu")]) == 1
+    assert "written as h5ad" in capsys.readouterr().err
+    assert run(["svg", str(path / "rna"), "--csv", str(path)]) == 1
+    capsys.readouterr()
+    assert path.read_bytes() == before

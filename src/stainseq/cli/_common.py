@@ -43,7 +43,12 @@ Key = Annotated[
     str | None, Parameter(name=("--key", "--key-added"), help="Another name for the table that is written.")
 ]
 TableKey = Annotated[
-    str | None, Parameter(name=("--table", "--table-key"), help="Name of the table; the region's counts when left out.")
+    str | None,
+    Parameter(
+        name=("--table", "--table-key", "--modality"),
+        help="Name of the table, or of the modality of an h5mu file; the region's counts, or the only one that has "
+        "coordinates, when left out.",
+    ),
 ]
 
 _STDOUT = ("/dev/stdout", "-", "/dev/fd/1", "/proc/self/fd/1")

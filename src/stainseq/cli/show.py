@@ -22,7 +22,6 @@ def plot(
     region: str = "spots",
     table_key: TableKey = None,
     layer: str | None = None,
-    modality: str | None = None,
     beside: Annotated[list[Path] | None, Parameter(help="A further slide or table; may be repeated.")] = None,
     samples: Annotated[
         list[str] | None, Parameter(help="Name of a sample to draw; may be repeated. Default all.")
@@ -50,8 +49,6 @@ def plot(
         Regions to draw.
     layer
         Layer instead of X.
-    modality
-        Of an h5mu file; its only one with coordinates when left out.
     compare
         Draw each gene as measured and as predicted, side by side on one colour scale.
     prediction
@@ -91,7 +88,7 @@ def plot(
     if compare:
         if not color:
             raise InputError("no gene to compare", fix="name one or more after the slide")
-        if beside or samples or modality:
+        if beside or samples:
             raise InputError("--compare draws one slide", where=data, fix="give one store alone")
         figure = ss.pl.measured_predicted(
             ss.io.open(data), genes=list(color), truth=table_key, prediction=prediction, **common
@@ -101,7 +98,6 @@ def plot(
             [data, *beside] if beside else data,
             color=list(color) or None,
             samples=samples,
-            modality=modality,
             table_key=table_key,
             layer=layer,
             title=title,

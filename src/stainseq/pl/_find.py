@@ -83,7 +83,6 @@ def parts(
     region: str,
     table_key: str | None,
     needs_table: bool,
-    modality: str | None = None,
 ) -> list[Part]:
     """The samples of a slide, a table or several of them, in the order asked for.
 
@@ -93,7 +92,7 @@ def parts(
         No such sample, or none at all.
     """
     found: dict[str, Part] = {}
-    for name, item in _items(data, modality):
+    for name, item in _items(data, table_key):
         for part in _parts_of(name, item, region=region, table_key=table_key, needs_table=needs_table):
             if part.name in found:
                 raise InputError(f"two samples are named {part.name!r}", fix="give a dict of names and slides")

@@ -27,7 +27,6 @@ def spatial(
     region: str = keys.SPOTS,
     table_key: str | None = None,
     layer: str | None = None,
-    modality: str | None = None,
     image_key: Any = keys.HE,
     image_alpha: float = 0.4,
     crop_um: tuple[float, float, float, float] | Mapping[str, tuple[float, float, float, float]] | None = None,
@@ -56,11 +55,10 @@ def spatial(
     region
         Regions to draw: circles, polygons, labels, bins of a grid.
     table_key
-        Table with the values; default the region's counts, or else its only prediction.
+        Table with the values; default the region's counts, or else its only prediction. With a MuData, the modality;
+        default the only one, or the only one with coordinates.
     layer
         Layer instead of X, for genes.
-    modality
-        Of a MuData. Default: the only one, or the only one with coordinates.
     image_key
         Image below, by name or opened (`image.open_image`: saves opening it for each of many figures); None for
         none.
@@ -101,7 +99,7 @@ def spatial(
     _style.check_colour_map(cmap)
     names: list[str | None] = [color] if isinstance(color, str) or color is None else list(color)
     wanted = [samples] if isinstance(samples, str) else samples
-    which: dict[str, Any] = {"region": region, "table_key": table_key, "layer": layer, "modality": modality}
+    which: dict[str, Any] = {"region": region, "table_key": table_key, "layer": layer}
     found = _samples(data, wanted, names, **which, image_key=image_key)
     _set_boxes(found, crop_um)
     drawing = _Drawing(found, names, quantiles, cmap, _colours(found, palette), columns, panel_inches)
@@ -131,7 +129,6 @@ def _samples(
     region: str,
     table_key: str | None,
     layer: str | None,
-    modality: str | None,
     image_key: Any,
 ) -> list[_Sample]:
     from anndata import AnnData
@@ -139,7 +136,7 @@ def _samples(
     out = []
     known: dict[tuple[int, str], _find.Values] = {}  # a table of many samples is looked up once
     coloured = any(n is not None for n in names)
-    which: dict[str, Any] = {"region": region, "table_key": table_key, "modality": modality}
+    which: dict[str, Any] = {"region": region, "table_key": table_key}
     for part in _find.parts(data, wanted, **which, needs_table=coloured):
         shown: list[_find.Values | None] = []
         for n in names:

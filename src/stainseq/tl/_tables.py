@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import keys
+from .. import keys, tables
 from .._files import write_file
 from ..errors import FormatError, InputError, MissingError
 
@@ -138,11 +138,11 @@ def expression(
     Parameters
     ----------
     data
-        AnnData, SpatialData, or the path of an h5ad file or a store.
+        AnnData, MuData, SpatialData, or the path of an h5ad file, an h5mu file or a store.
     region
         With a slide: its counts table is taken, or else its only prediction table.
     table_key
-        Name of the table, instead of `region`.
+        Name of the table, instead of `region`; with a MuData, of the modality.
     layer
         Layer instead of X.
     sample
@@ -163,7 +163,9 @@ def expression(
 
     path = Path(data) if isinstance(data, (str, os.PathLike)) else None
     if path is not None:
-        data = open_path(path, max_gb=max_gb)
+        data = open_path(path, max_gb=max_gb, modality=table_key)
+    elif tables.is_mudata(data):
+        data = tables.modality(data, name=table_key)
     if isinstance(data, AnnData):
         found = Expression(data, np.arange(data.n_obs), None, None, layer)
         if hasattr(found.table.X, "dask") or any(hasattr(v, "dask") for v in data.layers.values()):
@@ -192,35 +194,34 @@ def expression(
     return found
 
 
-def open_path(path: str | os.PathLike[str], *, max_gb: float | None = None) -> Any:
-    """Open an h5ad file or a slide store.
+def open_path(path: str | os.PathLike[str], *, max_gb: float | None = None, modality: str | None = None) -> Any:
+    """Open an h5ad or h5mu file or a slide store.
 
     Parameters
     ----------
     path
-        File or folder.
+        File or folder; ``X.h5mu/NAME`` is a modality.
     max_gb
-        Matrices larger than half of this stay on disk, as Dask arrays; None reads everything.
+        Matrices of h5ad files and stores that are larger than half of this stay on disk, as Dask arrays; None reads
+        everything.
+    modality
+        Of an h5mu file; default the only one, or the only one with coordinates.
     """
-    path = Path(path)
-    if path.suffix != ".h5ad":
-        return _open_store(path, max_gb)
-    import anndata
+    file, _ = tables.split_modality(path)
+    if file.suffix == tables.H5AD and file.is_file() and max_gb is not None:
+        import h5py
 
-    if not path.is_file():
-        raise MissingError("no such file", where=path, fix="check the path")
-    try:
-        if max_gb is not None:
-            import h5py
+        from . import _lazy
 
-            from . import _lazy
-
-            with h5py.File(path) as file:
-                if _lazy.largest_matrix(file) > max_gb * 2**29:
-                    return _lazy.read_table(file, max_bytes=max_gb * 2**29)
-        return anndata.read_h5ad(path)
-    except (OSError, KeyError, ValueError) as e:
-        raise FormatError(f"not an AnnData file, or damaged ({e})", where=path, fix="write it again") from e
+        try:
+            with h5py.File(file) as opened:
+                if _lazy.largest_matrix(opened) > max_gb * 2**29:
+                    return _lazy.read_table(opened, max_bytes=max_gb * 2**29)
+        except (OSError, KeyError, ValueError) as e:
+            raise FormatError(f"not an AnnData file, or damaged ({e})", where=file, fix="write it again") from e
+    if file.suffix in (tables.H5AD, tables.H5MU):
+        return tables.open_path(path, modality=modality)
+    return _open_store(file, max_gb)
 
 
 def check_options(function: Callable[..., Any], name: str, options: dict[str, Any], *, given: set[str]) -> None:
@@ -266,12 +267,17 @@ def keep_source(data: Any, *outputs: str | os.PathLike[str] | None) -> None:
     Raises
     ------
     InputError
-        An output is the source itself, also by another name (a link, a relative path).
+        An output is the source itself, also by another name (a link, a relative path); a table would get the name of
+        a MuData.
     """
-    if not isinstance(data, (str, os.PathLike)) or not Path(data).exists():
-        return
     for out in outputs:
-        if out is not None and Path(out).exists() and os.path.samefile(data, out):
+        if out is not None and Path(out).suffix == tables.H5MU:
+            raise InputError("tables with results are written as h5ad", where=out, fix="name a file .h5ad")
+    if not isinstance(data, (str, os.PathLike)):
+        return
+    source, _ = tables.split_modality(data)
+    for out in outputs:
+        if out is not None and source.exists() and Path(out).exists() and os.path.samefile(source, out):
             raise InputError("results would replace the file they come from", where=out, fix="name another file")
 
 
