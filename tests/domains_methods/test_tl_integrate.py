@@ -82,6 +82,10 @@ def test_refusals(samples):
         table.obs["sample"] = "same"
     with pytest.raises(InputError, match="two samples are named 'same'"):
         ss.tl.integrate(samples, n_domains=3)
+    together = anndata.concat({"a": samples[0], "b": samples[0]}, label="sample", index_unique="-")
+    together.obs.loc[together.obs_names[:3], "sample"] = None
+    with pytest.raises(InputError, match="3 rows have no sample"):
+        ss.tl.integrate(together, n_domains=3)
 
 
 @pytest.mark.parametrize("method", ["kmeans", "kriging"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -220,25 +221,19 @@ def _values(parts: dict[str, Expression], genes: Any, *, counts: bool) -> Any:
 
 def _samples(data: Any, **which: Any) -> dict[str, Expression]:
     """The samples by name, sorted, so that their order in the call does not matter."""
-    from anndata import AnnData
-
     from . import _tables
 
-    items = data if isinstance(data, (list, tuple)) else [data]
     found: dict[str, Expression] = {}
-    for item in items:
+    for item in data if isinstance(data, (list, tuple)) else [data]:
         opened = _tables.open_path(item) if isinstance(item, (str, os.PathLike)) else item
-        names: list[str | None] = [None]
-        if isinstance(opened, AnnData) and keys.SAMPLE in opened.obs:
-            names = sorted(set(opened.obs[keys.SAMPLE].astype(str)))
-        for name in names:
-            part = _tables.expression(opened, sample=name, **which)
+        part = _tables.expression(opened, several=True, **which)
+        for name, rows in part.samples.items():
             label = name or _name(item, opened, len(found))
             if label in found:
                 raise InputError(
                     f"two samples are named {label!r}", where="integrate", fix='name them in obs["sample"]'
                 )
-            found[label] = part
+            found[label] = replace(part, rows=rows, samples={label: rows})
     if len(found) < 2:
         raise InputError(
             f"{len(found)} sample to integrate", where="integrate",
