@@ -12,7 +12,10 @@ from stainseq import registry
 from stainseq.errors import FormatError, InputError
 from stainseq.heads import _state
 
-FAST = {"mlp": {"members": 2, "hidden": 16, "max_epochs": 8, "pca": 8, "patience": 3}}
+FAST = {
+    "mlp": {"members": 2, "hidden": 16, "max_epochs": 8, "pca": 8, "patience": 3},
+    "pixel2gene": {"epochs": 60, "lr": 2e-3, "batch": 16},
+}
 CONTEXT = ("ridge", "knn", "mlp")
 CASES = [(name, FAST.get(name, {})) for name in registry.names("heads")]
 CASES += [(name, {**FAST.get(name, {}), "context_k": 4}) for name in CONTEXT]
