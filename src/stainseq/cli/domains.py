@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ._common import Json, Options, Seed, TableKey, emit, number, options, table
-from .analyse import Data
+from .analyse import Data, KeyPrefix
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,7 +27,7 @@ def domains(
     window_um: float = 50.0,
     layout: str | None = None,
     stability: int = 0,
-    key: str | None = None,
+    key: KeyPrefix = None,
     csv: Path | None = None,
     out: Path | None = None,
     option: Options = None,
@@ -58,8 +58,6 @@ def domains(
         hexagon, square or free; found from the distances when left out.
     stability
         Run with so many seeds (2 or more) and print how alike their domains are.
-    key
-        Prefix of the results; the method's name when left out.
     csv
         File for id, domain, refined, probability.
     out
@@ -67,6 +65,9 @@ def domains(
     """
     import stainseq as ss
 
+    from .._files import check_output
+
+    check_output(json)
     found = ss.tl.domains(
         data,
         n_domains=n_domains,

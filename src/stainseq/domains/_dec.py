@@ -66,7 +66,7 @@ def assignment(z: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def train(
-    ax: np.ndarray, start: Model, labels: np.ndarray, *, epochs: int, lr: float, tol: float
+    ax: np.ndarray, start: Model, labels: np.ndarray, *, epochs: int, lr: float, tol: float, move_centres: bool = False
 ) -> tuple[Model, np.ndarray, np.ndarray, int]:
     """Sharpen the clusters: Adam on KL(p || q), p refreshed every third epoch.
 
@@ -86,6 +86,8 @@ def train(
         Learning rate.
     tol
         Stop when fewer than this share of rows changed cluster in the epoch after a refresh.
+    move_centres
+        Train the centres too. SpaGCN 1.2.7 does not: its optimiser is made before the centres are.
 
     Returns
     -------
@@ -100,8 +102,8 @@ def train(
     for epoch in range(epochs):
         if epoch % REFRESH == 0:
             target = _target(_forward(ax, Model(*params), q))
-        gradients = _step(ax, Model(*params), target, q)
-        for x, g, m, v in zip(params, gradients, first, second, strict=True):
+        gradients = _step(ax, Model(*params), target, q)[: 3 if move_centres else 2]
+        for x, g, m, v in zip(params, gradients, first, second, strict=False):
             m *= 0.9
             m += 0.1 * g
             v *= 0.999

@@ -33,6 +33,7 @@ def assign(
     tol: float = 5e-3,
     resolution: float = 0.7,
     step: float = 0.1,
+    move_centres: bool = False,
 ) -> Assignment:
     """Domains by SpaGCN's equations, without a dense matrix and with exactly the number of domains asked for.
 
@@ -65,6 +66,9 @@ def assign(
         Of the training; SpaGCN's defaults.
     resolution, step
         Start and first step of the resolution search.
+    move_centres
+        Train the cluster centres too, as deep embedded clustering means it. The default is SpaGCN 1.2.7's: its
+        optimiser is made before the centres are, so that they stay where they started.
 
     Returns
     -------
@@ -89,7 +93,8 @@ def assign(
             scores[rows] -= scores[rows].mean(axis=0)
         ax, lengths, nnz = smooth(scores, at, p=p, alpha=alpha)
         weights = _dec.initial_weights(ax.shape[1], seed)
-        search = _Search(ax, weights, n_neighbors=n_neighbors, lr=lr, tol=tol, seed=seed)
+        training = {"lr": lr, "tol": tol, "move_centres": move_centres}
+        search = _Search(ax, weights, n_neighbors=n_neighbors, training=training, seed=seed)
         chosen = search.resolution(at.n_domains, start=resolution, step=step)
         labels, q, z, made = search.fit(chosen, epochs)
         found = len(np.unique(labels))
@@ -165,11 +170,10 @@ class _Search:
         weights: tuple[np.ndarray, np.ndarray],
         *,
         n_neighbors: int,
-        lr: float,
-        tol: float,
+        training: dict[str, Any],
         seed: int,
     ) -> None:
-        self.ax, self.weights, self.lr, self.tol, self.seed = ax, weights, lr, tol, seed
+        self.ax, self.weights, self.training = ax, weights, training
         rows = np.arange(len(ax))
         if len(ax) > _INIT_ROWS:
             rows = np.sort(np.random.default_rng([seed, 5]).choice(len(ax), _INIT_ROWS, replace=False))
@@ -186,7 +190,7 @@ class _Search:
         ax = self.part if trial else self.ax
         if len(labels) < len(ax):
             labels = np.full(len(ax), -1)
-        model, labels, q, made = _dec.train(ax, model, labels, epochs=epochs, lr=self.lr, tol=self.tol)
+        model, labels, q, made = _dec.train(ax, model, labels, epochs=epochs, **self.training)
         return labels, q, _dec.embed(ax, model), made
 
     def resolution(self, k: int, *, start: float, step: float) -> float:
