@@ -95,7 +95,7 @@ def integrate(
 
     from .. import registry
     from ..core import clusters
-    from . import _histology, _tables
+    from . import _tables
 
     _check_outputs(data, csv, out)
     parts = _samples(data, region=region, table_key=table_key, layer=layer)
@@ -108,16 +108,11 @@ def integrate(
     _tables.check_options(plugin.assign, name, options, given=given)
     xy = np.vstack([part.coordinates for part in parts.values()])
     sample = np.repeat(list(parts), [len(part.rows) for part in parts.values()])
-    images = None
-    if image_features is not None:
-        images = [_histology.features(part, image_features, region=region) for part in parts.values()]
-    elif histology:
-        images = [_histology.colours(part, window_um=window_um) for part in parts.values()]
     labels, probabilities, embedding, info = plugin.assign(
         _values(parts, genes, counts=getattr(plugin, "WANTS", "lognorm") == "counts"),
         coordinates=xy,
         n_domains=n_domains,
-        image_features=None if images is None else np.vstack(images),
+        image_features=_images(parts, histology, image_features, region=region, window_um=window_um),
         samples=sample,
         seed=seed,
         **options,
@@ -150,14 +145,31 @@ def integrate(
     if out is None:
         for part in _one_per_table(parts):
             part.save(step="integrate", parameters=parameters, out=None)
-    elif Path(out).suffix == ".h5ad":
-        _write_joint(parts, genes, key, facts, out)
     else:
-        joint, *each = _files(Path(out), [*parts])
-        _write_joint(parts, genes, key, facts, joint)
-        for part, path in zip(parts.values(), each, strict=True):
-            _write_own(part, path)
+        _write_files(parts, genes, key, facts, Path(out))
     return table
+
+
+def _images(
+    parts: dict[str, Expression], histology: bool, name: str | None, *, region: str, window_um: float
+) -> np.ndarray | None:
+    from . import _histology
+
+    if name is not None:
+        return np.vstack([_histology.features(part, name, region=region) for part in parts.values()])
+    if histology:
+        return np.vstack([_histology.colours(part, window_um=window_um) for part in parts.values()])
+    return None
+
+
+def _write_files(parts: dict[str, Expression], genes: Any, key: str, facts: dict[str, Any], out: Path) -> None:
+    if out.suffix == ".h5ad":
+        _write_joint(parts, genes, key, facts, out)
+        return
+    joint, *each = _files(out, [*parts])
+    _write_joint(parts, genes, key, facts, joint)
+    for part, path in zip(parts.values(), each, strict=True):
+        _write_own(part, path)
 
 
 def _files(folder: Path, names: Sequence[str]) -> list[Path]:
