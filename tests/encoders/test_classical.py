@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy import ndimage
 
-from stainseq.encoders import colour, description, grids, morphology
+from stainseq.encoders import colour, description, grids, morphology, morphology_cpu
 from stainseq.encoders.composite import resize
-from stainseq.encoders.layers import Percentiles, mean_std, same_padding
+from stainseq.encoders.layers import Percentiles, Whole, mean_std, same_padding
 from stainseq.encoders.stains import HE_MATRIX, RUIFROK
 
 
@@ -93,6 +93,41 @@ def test_histogram_is_a_share_of_pixels(net: morphology.Morphology) -> None:
     parts = net.maps(image)["histogram"][0].mean((2, 3)).view(3, morphology.BINS).sum(1)
     assert torch.all(parts <= 1 + 1e-5)
     assert parts[2] > 0.999  # mean density lies inside its range
+
+
+@pytest.mark.parametrize("side", [224, 96])
+def test_vectors_on_a_cpu_are_those_of_the_network(side: int) -> None:
+    rng = np.random.default_rng(8)
+    net, taken_apart = morphology.Morphology(input_px=side).eval(), morphology_cpu.tables()
+    whole = Whole(net, mean=(0.0,) * 3, std=(1.0,) * 3, mode="vectors")
+    smooth = ndimage.gaussian_filter(rng.random((side, side, 3)), (2, 2, 0))
+    smooth = (smooth - smooth.min()) / np.ptp(smooth) * 255
+    images = [rng.integers(0, 256, (side, side, 3)), smooth, np.full((side, side, 3), 255), np.zeros((side, side, 3))]
+    for image in np.array(images, np.uint8):
+        with torch.inference_mode():
+            want = whole(torch.from_numpy(image[None]))[0].numpy()
+        got = morphology_cpu.describe(image, taken_apart)
+        assert got.dtype == np.float32
+        assert got.shape == (morphology_cpu.DIM,)
+        error = np.abs(got - want) / np.maximum(np.abs(want), 1)
+        # A pixel of a pattern may fall on the other side where two levels are equal but for rounding.
+        patterns = slice(141, 181)
+        assert error[patterns].max() < 4 / (side // 4) ** 2
+        error[patterns] = 0
+        assert error.max() < 1e-5
+
+
+def test_filters_are_sums_of_products() -> None:
+    t = morphology_cpu.tables()
+    mirrored = lambda half, sign=1: np.concatenate([sign * half[:0:-1], half])  # noqa: E731
+    p, q, u, v, e = (mirrored(f, sign) for f, sign in zip(t.gabor, (1, -1, 1, -1, 1), strict=True))
+    cc = np.outer(u, u) - t.steady * np.outer(e, e)
+    bank = [np.outer(e, p), np.outer(e, q), cc - np.outer(v, v), np.outer(u, v) + np.outer(v, u),
+            np.outer(p, e), np.outer(q, e), cc + np.outer(v, v), np.outer(v, u) - np.outer(u, v)]  # fmt: skip
+    assert np.abs(np.array(bank) - morphology.gabor_bank()).max() < 1e-7
+    for (curved, bell, bent), mean, want in zip(t.blob, t.mean, morphology.blob_bank(), strict=True):
+        a, b, c = mirrored(curved), mirrored(bell), mirrored(bent)
+        assert np.abs(np.outer(b, a) + np.outer(c, b) - mean - want).max() < 1e-7
 
 
 def test_a_turned_window_has_the_same_description(net: morphology.Morphology) -> None:

@@ -105,7 +105,7 @@ def test_every_runtime_agrees(encoder: encoders.Encoder) -> None:
         pytest.skip("the same network as lite0-multi or morphology")
     batch = windows(1, encoder.spec, seed=3)
     want, want_tokens = encoder(batch), encoder.tokens(batch)
-    for runtime in ("torch", "openvino"):
+    for runtime in ("torch", "openvino", *(("onnxruntime",) if encoder.spec.family == "morphology" else ())):
         if runtime == "openvino":
             pytest.importorskip("openvino", reason="OpenVINO is an optional extra")
         other = encoders.load(encoder.name, device="cpu", runtime=runtime)

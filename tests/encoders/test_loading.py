@@ -53,6 +53,25 @@ def test_local_files(tiny: encoders.EncoderSpec, tmp_path: Path, kind: str) -> N
     assert encoder.fingerprint() != encoders.load("tiny", random_weights_seed=0, device="cpu").fingerprint()
 
 
+def test_the_fingerprint_of_random_weights_is_that_of_what_was_drawn(
+    tiny: encoders.EncoderSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stainseq.encoders import build
+
+    first, again, other = (encoders.load("tiny", random_weights_seed=i, device="cpu").fingerprint() for i in (0, 0, 1))
+    assert first == again != other
+    network = build.network
+
+    def initialised_otherwise(*a: object) -> torch.nn.Module:
+        net = network(*a)  # type: ignore[arg-type]
+        with torch.no_grad():
+            next(net.parameters()).add_(0.01)
+        return net
+
+    monkeypatch.setattr(build, "network", initialised_otherwise)
+    assert encoders.load("tiny", random_weights_seed=0, device="cpu").fingerprint() != first
+
+
 def test_never_partly_random(tiny: encoders.EncoderSpec, tmp_path: Path) -> None:
     state = state_of(tiny)
     cases: dict[str, dict[str, torch.Tensor]] = {

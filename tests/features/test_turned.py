@@ -167,3 +167,30 @@ def test_the_transform_of_a_stored_slide_is_used(tmp_path, projective: bool) -> 
     window = image.read_window(opened, at[0], size_px=64, mpp=opened.mpp)
     assert np.abs(window - sampled(opened, at[0] - 32 * opened.mpp, (64, 64), opened.mpp)).max() < 3
     assert opened.fingerprint != plain.fingerprint
+
+
+def test_tissue_and_grid_of_a_turned_slide_lie_where_the_tissue_is(tmp_path) -> None:
+    import shapely
+    from spatialdata.transformations import Affine
+
+    stored = store.create(
+        tmp_path / "a.zarr", ss.datasets.toy_slide(size="small", seed=0), step="convert", parameters={}
+    )
+    ss.pp.tissue(stored)
+    plain = shapely.union_all(stored.shapes[keys.TISSUE].geometry.to_numpy())
+    opened = image.open_image(stored)
+    a = np.radians(40)
+    motion = np.array([[np.cos(a), -np.sin(a), -300], [np.sin(a), np.cos(a), -500], [0, 0, 1]])
+    turned = Affine(motion @ opened.to_um, input_axes=("x", "y"), output_axes=("x", "y"))
+    store.set_transformation(stored, keys.HE, turned, step="align", parameters={})
+    ss.pp.tissue(stored)
+    found = shapely.union_all(stored.shapes[keys.TISSUE].geometry.to_numpy())
+    want = shapely.transform(plain, lambda xy: registration.apply(motion, xy))
+    assert found.symmetric_difference(want).area < 1e-6 * want.area
+    assert found.bounds[0] < 0
+    assert found.area == pytest.approx(float(stored.shapes[keys.TISSUE]["area_um2"].sum()))
+    ss.pp.grid(stored, spacing_um=50)
+    centres = stored.shapes[keys.GRID].geometry
+    assert shapely.contains(found.buffer(26), centres.to_numpy()).all()
+    assert len(centres) * 50**2 == pytest.approx(found.area, rel=0.1)
+    assert centres.x.min() < 0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._settings import settings
 from ..errors import InputError
+from ..spec import fingerprint
 from .access import load_in_full, locate, read_state, source_of
 from .composite import CompositeEncoder
 from .description import EncoderSpec, commit, members_of, spec
@@ -59,6 +60,7 @@ def single(s: EncoderSpec, *, weights: Path | None, device: str, precision: str,
         precision = s.dtype if device.startswith("cuda") else "fp32"
     if runtime == "auto" and (s.family not in EXPORTABLE or precision != "fp32"):
         runtime = "torch"
+    fast = runtime == "auto" and s.family == "morphology"
     runtime = pick_runtime(runtime, device)
     if runtime in ("onnxruntime", "openvino") and s.family not in (*EXPORTABLE, "colour"):
         raise InputError(f"networks of the family {s.family} run in torch only", where=f"encoder {s.name}",
@@ -72,21 +74,37 @@ def single(s: EncoderSpec, *, weights: Path | None, device: str, precision: str,
     if s.loader in ("timm", "transformers", "open_clip", "package"):
         return borrowed(s, weights=weights, device=device, precision=precision, seed=seed)
     path = None if seed is not None else locate(s, weights)
-    source = f"random-{seed}" if path is None else source_of(path)
 
     @cache
     def net() -> nn.Module:
         return network(s, path, seed)
 
-    if runtime == "torch":
-        backend: TorchBackend | SessionBackend = TorchBackend(net(), s, device=device, precision=precision)
+    if path is not None:
+        source = source_of(path)
     else:
-        backend = SessionBackend(
-            lambda mode: cached_graph(s, mode, source=source, cache_dir=settings.cache_dir, make=net),
-            runtime=runtime,
-            n_threads=n_threads,
-        )
+        # Fixed filters are named by the description's revision; random weights by what was drawn, which a change of
+        # torch's generator or of our initialisation alters in silence.
+        source = "" if s.family == "morphology" else drawn(net())
+
+    def graph(mode: str) -> bytes:
+        return cached_graph(s, mode, source=source, cache_dir=settings.cache_dir, make=net)
+
+    backend: TorchBackend | SessionBackend
+    if runtime == "torch":
+        backend = TorchBackend(net(), s, device=device, precision=precision)
+    elif fast:
+        from .morphology_cpu import MorphologyBackend
+
+        backend = MorphologyBackend(graph, n_threads=n_threads)
+    else:
+        backend = SessionBackend(graph, runtime=runtime, n_threads=n_threads)
     return NetworkEncoder(s, backend, source=source)
+
+
+def drawn(net: nn.Module) -> str:
+    """Fingerprint of random weights."""
+    state = net.state_dict()
+    return fingerprint("random", list(state), *[value.numpy() for value in state.values()])
 
 
 def borrowed(s: EncoderSpec, *, weights: Path | None, device: str, precision: str, seed: int | None) -> Encoder:

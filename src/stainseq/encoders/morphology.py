@@ -22,18 +22,19 @@ from ..errors import FormatError
 from .description import EncoderSpec
 from .grids import weights
 from .layers import mean_std
+from .morphology_cpu import (
+    BINS,
+    BLOB_SIGMAS,
+    ENVELOPE_PX,
+    LEVELS,
+    OPENINGS,
+    ORIENTATIONS,
+    PEAK,
+    PEAK_LEVELS,
+    WAVELENGTH_PX,
+)
 from .stains import HE_MATRIX
 
-LEVELS = 4
-"""Resolutions: the input (0.5 um/px of a 112 um window), then halved three times."""
-ORIENTATIONS, WAVELENGTH_PX, ENVELOPE_PX = 4, 4.0, 1.7
-BLOB_SIGMAS = (1.5, 2.0, 2.7, 3.6, 4.8)
-"""In pixels of level 1 (um at the usual window): a disc of radius r answers most at r / sqrt(2)."""
-PEAK_LEVELS = (0.03, 0.08, 0.15)
-PEAK = 0.05
-"""Blob response (optical density) above which a maximum counts as a nucleus."""
-BINS = 9
-OPENINGS = (3, 5, 9, 15)
 GRID = 14
 RING = ((-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1))
 

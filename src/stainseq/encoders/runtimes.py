@@ -142,9 +142,13 @@ class SessionBackend:
 
     def _shape(self, mode: str) -> tuple[int, ...]:
         if mode not in self._calls:
-            start = _openvino if self.runtime == "openvino" else _onnxruntime
-            self._calls[mode], self._shapes[mode] = start(self._graph(mode), self._n_threads)
+            self._calls[mode], self._shapes[mode] = self.start(mode)
         return self._shapes[mode]
+
+    def start(self, mode: str) -> tuple[Callable[[Bytes], Floats], tuple[int, ...]]:
+        """What runs a mode on one image, and the shape of what it gives."""
+        start = _openvino if self.runtime == "openvino" else _onnxruntime
+        return start(self._graph(mode), self._n_threads)
 
 
 def _onnxruntime(graph: bytes, n_threads: int) -> tuple[Callable[[Bytes], Floats], tuple[int, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -50,16 +50,25 @@ def tissue(
         There is no tissue on the slide.
     """
     import geopandas as gpd
+    import shapely
     from spatialdata.models import ShapesModel
-    from spatialdata.transformations import Identity, Scale
+    from spatialdata.transformations import Affine, Identity, Scale
 
     from .. import image, store
+    from ..core import registration
     from ..core import tissue as core
 
     opened = image.open_image(sdata, image_key)
     thumb, mask_mpp = image.level_thumbnail(opened, max_px=max(64, round(max(opened.shape) * opened.mpp / mpp)))
     mask = core.tissue_mask(thumb, mpp=mask_mpp, min_area_um2=min_area_um2, max_hole_um2=max_hole_um2)
     polygons = core.outlines(mask, mpp=mask_mpp, min_area_um2=min_area_um2)
+    to_global: Any = Scale([1 / opened.mpp, 1 / opened.mpp], axes=("x", "y"))
+    if np.abs(opened.to_um - np.diag([opened.mpp, opened.mpp, 1.0])).max() > 0:
+        # The outlines follow the picture's own axes; on the slide it lies turned or shifted.
+        to_um = opened.to_um @ np.diag([1 / opened.mpp, 1 / opened.mpp, 1.0])
+        polygons = [shapely.transform(p, lambda xy: registration.apply(to_um, xy)) for p in polygons]
+        near, _ = registration.nearest_affine(opened.to_um, opened.shape[::-1])
+        to_global = Affine(np.linalg.inv(near), input_axes=("x", "y"), output_axes=("x", "y"))
     if not polygons:
         raise InputError(
             "no tissue found",
@@ -68,8 +77,7 @@ def tissue(
         )
     frame = gpd.GeoDataFrame({"area_um2": [p.area for p in polygons]}, geometry=polygons)
     frame.index = [f"tissue_{i}" for i in range(len(frame))]
-    scale = Scale([1 / opened.mpp, 1 / opened.mpp], axes=("x", "y"))
-    element = ShapesModel.parse(frame, transformations={keys.UM: Identity(), "global": scale})
+    element = ShapesModel.parse(frame, transformations={keys.UM: Identity(), "global": to_global})
     store.write_element(
         sdata,
         key_added,
@@ -130,13 +138,14 @@ def grid(
     if tissue_key not in sdata.shapes:
         raise MissingError(f"no shapes {tissue_key!r}", where=sdata.path, fix="run `stainseq tissue` first")
     outline = shapely.union_all(sdata.shapes[tissue_key].geometry.to_numpy())
-    mask, mask_mpp = _rasterise(outline, spacing_um / 16)
+    # A slide that was turned or shifted by an alignment may reach below 0: then the lattice begins further off.
+    origin = spacing_um * np.minimum(np.floor(np.array(outline.bounds[:2]) / spacing_um), 0.0)
+    mask, mask_mpp = _rasterise(shapely.transform(outline, lambda xy: xy - origin), spacing_um / 16)
     centres, lattice = core.grid_centres(mask, mpp=mask_mpp, spacing_um=spacing_um, min_cover=min_cover)
     if not len(centres):
         raise InputError("no grid cell lies on tissue", where=sdata.path, fix="lower spacing_um or min_cover")
-    frame = gpd.GeoDataFrame(
-        {"radius": spacing_um / 2, "row": lattice[:, 0], "col": lattice[:, 1]}, geometry=gpd.points_from_xy(*centres.T)
-    )
+    points = gpd.points_from_xy(*(centres + origin).T)
+    frame = gpd.GeoDataFrame({"radius": spacing_um / 2, "row": lattice[:, 0], "col": lattice[:, 1]}, geometry=points)
     frame.index = [f"r{r:04d}c{c:04d}" for r, c in lattice]
     mpp = float(store.facts(sdata).get("mpp") or 1.0)
     element = ShapesModel.parse(
