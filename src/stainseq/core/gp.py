@@ -170,6 +170,8 @@ def fit_as_original(values: NDArray[np.float64], s: Spectrum) -> Fits:
         )
         at = min([(float(value), float(found[0])), *((negative(end), end) for end in LOG_DELTA[::-1])])[1]
         likelihood, _, h, shift, f = _likelihood(at, y, s.ones, s.values)
+        # The original takes the variance about 0, not about the fitted mean.
+        f += (shift + mean[k]) ** 2 * (s.ones**2 / (s.values + math.exp(at))).sum()
         out[:, k] = at, likelihood, shift + mean[k], f / len(y), h
     return Fits(*out)
 

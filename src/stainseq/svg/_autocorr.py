@@ -10,7 +10,7 @@ from scipy import sparse
 
 from ..core import autocorr, neighbors
 from ..errors import InputError
-from ._prepare import Sample, block_width, map_blocks, threads
+from ._prepare import Sample, block_width, map_blocks, one_blas_thread, threads
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,6 +23,7 @@ _DENSE = 0.3
 """From this share of stored values on a block is tested as a dense array, which is also kinder to large means."""
 
 
+@one_blas_thread
 def table(
     test: Callable[[Any, autocorr.Graph], autocorr.Autocorrelation],
     name: str,
@@ -38,7 +39,6 @@ def table(
 ) -> pd.DataFrame:
     """Run one of the two tests on log-normalised values and lay out its table."""
     import pandas as pd
-    from threadpoolctl import threadpool_limits
 
     if n_neighbors < 1:
         raise InputError(f"n_neighbors is {n_neighbors}", fix="give at least 1")
@@ -58,9 +58,8 @@ def table(
         full = block.nnz > _DENSE * block.shape[0] * block.shape[1]
         return test(block.toarray() if full else block, graph)
 
-    with threadpool_limits(1):
-        width = block_width(sample.shape[0], max_gb, _COPIES, _BLOCK)
-        parts = list(map_blocks(sample.block, work, sample.shape[1], width, threads(n_jobs), client=client))
+    width = block_width(sample.shape[0], max_gb, _COPIES, _BLOCK)
+    parts = list(map_blocks(sample.block, work, sample.shape[1], width, threads(n_jobs), client=client))
     found = {
         f: np.concatenate([getattr(p, f) for p in parts]) for f in ("statistic", "variance", "z", "log_p", "skewness")
     }

@@ -6,7 +6,8 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from scipy import sparse
@@ -18,6 +19,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 T = TypeVar("T")
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def one_blas_thread(function: F) -> F:
+    """Let linear algebra inside a function use one thread, so that sums run in one order; blocks run side by side."""
+
+    @wraps(function)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        from threadpoolctl import threadpool_limits
+
+        with threadpool_limits(1):
+            return function(*args, **options)
+
+    return cast("F", wrapped)
 
 
 class Sample:
@@ -248,11 +265,9 @@ def _on_cluster(
     yield from _in_order(submit, bounds, at_work)
 
 
+@one_blas_thread
 def _single_threaded(work: Callable[[Any], T], block: Any) -> T:
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1):
-        return work(block)
+    return work(block)
 
 
 def _in_order(submit: Callable[[int, int], Any], bounds: list[tuple[int, int]], ahead: int) -> Iterator[Any]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..core import chi2mix
 from ..core.autocorr import benjamini_hochberg
-from ._prepare import KernelTable, Sample, block_width, map_blocks, threads
+from ._prepare import KernelTable, Sample, block_width, map_blocks, one_blas_thread, threads
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,6 +20,7 @@ _COPIES = 8
 _QUANTILES = (0.2, 0.4, 0.6, 0.8, 1.0)
 
 
+@one_blas_thread
 def score(
     counts: Any,
     coordinates: Any,
@@ -72,7 +73,6 @@ def score(
     degrees of freedom as S has columns: both eigenvalues are one, so that no mixture has to be integrated.
     """
     import pandas as pd
-    from threadpoolctl import threadpool_limits
 
     sample = Sample(counts, coordinates, genes=genes, signed=not is_counts)
     bases, names = _bases(sample.coordinates)
@@ -89,9 +89,8 @@ def score(
             varying = 1.0 - n * mean**2 / square
         return statistic, np.where(varying > 1e-12, varying, np.nan)
 
-    with threadpool_limits(1):
-        width = block_width(n, max_gb, _COPIES, _BLOCK)
-        parts = list(map_blocks(sample.block, work, sample.shape[1], width, threads(n_jobs), client=client))
+    width = block_width(n, max_gb, _COPIES, _BLOCK)
+    parts = list(map_blocks(sample.block, work, sample.shape[1], width, threads(n_jobs), client=client))
     statistic, varying = (np.concatenate(p) for p in zip(*parts, strict=True))
     log_p = chi2mix.log_chi2_sf(statistic / varying[:, None], ranks)
     combined = chi2mix.log_cauchy_combination(log_p, ceiling=0.01)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..core import chi2mix, gp, kernels
 from ..errors import InputError
-from ._prepare import KernelTable, Sample, map_blocks, threads
+from ._prepare import KernelTable, Sample, map_blocks, one_blas_thread, threads
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,6 +20,7 @@ _BLOCK = 1024
 _PARAMETERS = {"const": 2, "linear": 3, "SE": 4, "PER": 4}
 
 
+@one_blas_thread
 def score(
     counts: Any,
     coordinates: Any,
@@ -87,7 +88,6 @@ def score(
     log delta in [-10, 20], where the original's optimiser stops short of the best optimum for some genes.
     ``s2_logdelta`` is minus the inverse second derivative of the log-likelihood and ``s2_FSV`` follows from it.
     """
-    from threadpoolctl import threadpool_limits
 
     sample = Sample(counts, coordinates, genes=genes, signed=not is_counts)
     values = _Values(sample, sizefactors) if is_counts else _Plain(sample)
@@ -103,13 +103,12 @@ def score(
         models += [("PER", x) for x in lengths] + [("linear", np.nan)]
     optimise = gp.fit_as_original if compat else gp.fit
     results = []
-    with threadpool_limits(1):
-        for model, length in models:
-            s = gp.spectrum(gp.covariance(model, float(length), sample.coordinates))
-            parts = list(map_blocks(values, partial(optimise, s=s), sample.shape[1], _BLOCK, jobs, client=client))
-            joined = {f: np.concatenate([getattr(p, f) for p in parts]) for f in gp.Fits.__dataclass_fields__}
-            results.append((gp.Fits(**joined), s.gower))
-        null = np.concatenate(list(map_blocks(values, gp.constant_likelihood, sample.shape[1], _BLOCK, jobs)))
+    for model, length in models:
+        s = gp.spectrum(gp.covariance(model, float(length), sample.coordinates))
+        parts = list(map_blocks(values, partial(optimise, s=s), sample.shape[1], _BLOCK, jobs, client=client))
+        joined = {f: np.concatenate([getattr(p, f) for p in parts]) for f in gp.Fits.__dataclass_fields__}
+        results.append((gp.Fits(**joined), s.gower))
+    null = np.concatenate(list(map_blocks(values, gp.constant_likelihood, sample.shape[1], _BLOCK, jobs)))
     return _table(sample, models, results, null, len(fitted))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from ..core import chi2mix, forms, kernels, nbnull, offdiagonal, scoretest
 from ..errors import InputError
 from ._device import product
-from ._prepare import KernelTable, Sample, block_width, map_blocks, threads
+from ._prepare import KernelTable, Sample, block_width, map_blocks, one_blas_thread, threads
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,6 +30,7 @@ _WEIGHT = {"SE": 9.0, "PER": 1.0, "linear": 9.0, "sum": 1.0}
 directions and phases that tissue may have; at equal shares five of them cost 1 to 3 % of the genes found."""
 
 
+@one_blas_thread
 def score(
     counts: Any,
     coordinates: Any,
@@ -102,7 +103,6 @@ def score(
     I. Kats, R. Vento-Tormo and O. Stegle, bioRxiv 2021.10.27.466045; combination: Y. Liu and J. Xie, JASA 115, 393
     (2020).
     """
-    from threadpoolctl import threadpool_limits
 
     chosen_dist = obs_dist or ("negative_binomial" if is_counts else "normal")
     if chosen_dist not in ("negative_binomial", "normal"):
@@ -116,16 +116,15 @@ def score(
                          fix="raise max_gb, or leave omnibus out: single kernels need no such arrays")  # fmt: skip
     # Fixed by the data and this option alone: results do not depend on threads.
     width = block_width(n, max_gb, _COPIES, _BLOCK)
-    with threadpool_limits(1):
-        shapes = forms.build(chosen, sample.coordinates, omnibus=omnibus, product=product(device))
-        test = (_Compatible if compat else _Calibrated)(shapes, null.family, width, jobs)
-        names = ["sum"] if omnibus else [k.name for k in chosen]
+    shapes = forms.build(chosen, sample.coordinates, omnibus=omnibus, product=product(device))
+    test = (_Compatible if compat else _Calibrated)(shapes, null.family, width, jobs)
+    names = ["sum"] if omnibus else [k.name for k in chosen]
 
-        def work(block: Any) -> tuple[NDArray[Any], ...]:
-            mean, alpha, r, x, scale = null.residuals(block)
-            return mean, alpha, *test(r, x, scale)
+    def work(block: Any) -> tuple[NDArray[Any], ...]:
+        mean, alpha, r, x, scale = null.residuals(block)
+        return mean, alpha, *test(r, x, scale)
 
-        parts = list(map_blocks(sample.block, work, sample.shape[1], width, jobs, client=client))
+    parts = list(map_blocks(sample.block, work, sample.shape[1], width, jobs, client=client))
     mean, alpha, *columns = (np.concatenate(part) for part in zip(*parts, strict=True))
     per_kernel = dict(zip(test.columns, columns, strict=True))
     log_p = per_kernel["log_p"]
