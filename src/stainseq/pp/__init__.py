@@ -13,15 +13,16 @@ _WHERE = {
     "features": "_features",
     "grid": "_tissue",
     "pool": "_features",
+    "quality": "_superpixels",
     "superpixels": "_superpixels",
     "tissue": "_tissue",
 }
-__all__ = ["aggregate", "align", "feature_map", "features", "grid", "pool", "superpixels", "tissue"]
+__all__ = ["aggregate", "align", "feature_map", "features", "grid", "pool", "quality", "superpixels", "tissue"]
 
 if TYPE_CHECKING:
     from ._align import align
     from ._features import feature_map, features, pool
-    from ._superpixels import aggregate, superpixels
+    from ._superpixels import aggregate, quality, superpixels
     from ._tissue import grid, tissue
 
 

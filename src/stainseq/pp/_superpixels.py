@@ -181,3 +181,105 @@ def _rasterised(polygons: np.ndarray, shape: tuple[int, int], transform: np.ndar
         inside = shapely.contains_xy(outline, at[:, 0], at[:, 1]).reshape(len(rows), 4, shape[1], 4)
         out[rows] = inside.mean(axis=(1, 3))
     return out
+
+
+_SQUARE_PX, _BLOCK_SQUARES = 12, 128
+"""Squares are looked at with so many pixels along a side, so many at once: 8 MB a block."""
+
+
+def quality(
+    sdata: SpatialData, *, region: str = keys.SUPERPIXELS, image_key: str = keys.HE, key_added: str | None = None
+) -> AnnData:
+    """Tell good superpixels from background, pen, folds, blur and pale tissue.
+
+    Parameters
+    ----------
+    sdata
+        The slide, with superpixels along the axes of its image (see `superpixels`); written to when it is on disk.
+    region
+        The superpixels.
+    image_key
+        The image they follow.
+    key_added
+        Name of the table; default ``quality_<region>``.
+
+    Returns
+    -------
+    AnnData
+        The table that was added: ``obs["quality"]`` (good, background, pen, fold, blurred, pale) for every superpixel;
+        X float32 [n, 5]: optical density, red, green, blue, grain.
+
+    Raises
+    ------
+    MissingError
+        No such superpixels.
+    InputError
+        A region that is no grid along the image.
+    """
+    import pandas as pd
+
+    from .. import image, regions, store
+    from ..core import quality as core
+
+    where = regions.get(sdata, region)
+    opened = image.open_image(sdata, image_key)
+    if where.kind != "grid":
+        raise InputError(f"{region!r} is no grid", where=sdata.path, fix="run `stainseq superpixels` first")
+    geometry: Any = where.geometry
+    to_px = opened.from_um @ geometry.transform
+    to_px /= to_px[2, 2]
+    if np.abs(to_px - np.diag(np.diag(to_px))).max() > 1e-6 * to_px[0, 0]:
+        raise InputError(
+            f"{region!r} does not follow the image", where=sdata.path, fix="lay superpixels anew, then ask for quality"
+        )
+    looks = _looks(opened, geometry.shape, float(to_px[0, 0]))
+    kinds = core.classify(looks)[geometry.rows, geometry.cols]
+    at = geometry.rows, geometry.cols
+    values = np.column_stack([looks.density[at], looks.colour[at], looks.grain[at]]).astype(np.float32)
+    obs = {"quality": pd.Categorical.from_codes(kinds, categories=list(core.CLASSES))}
+    table = regions.table(where, values, var_names=["density", "red", "green", "blue", "grain"], obs=obs)
+    shares = {name: round(float((kinds == i).mean()), 4) for i, name in enumerate(core.CLASSES)}
+    store.write_element(
+        sdata,
+        key_added or f"quality_{region}",
+        table,
+        step="quality",
+        parameters={"region": region, "image_key": image_key},
+        inputs={image_key: opened.fingerprint, region: store.fingerprint_of(sdata, region)},
+        more={"shares": shares},
+    )
+    return table
+
+
+def _looks(opened: Any, shape: tuple[int, int], step: float) -> Any:
+    """Looks of every square of a grid, block by block."""
+    import cv2
+
+    from ..core import quality as core
+    from ..core import windows
+
+    level = windows.choose_level(opened.downsamples, step / _SQUARE_PX)
+    down = opened.downsamples[level]
+    parts = []
+    for r in range(0, shape[0], _BLOCK_SQUARES):
+        row = []
+        for c in range(0, shape[1], _BLOCK_SQUARES):
+            h, w = min(_BLOCK_SQUARES, shape[0] - r), min(_BLOCK_SQUARES, shape[1] - c)
+            y0, x0 = (int(np.floor(k * step / down)) for k in (r, c))
+            y1, x1 = (int(np.ceil((k + n) * step / down)) + 1 for k, n in ((r, h), (c, w)))
+            block = opened.read(level, y0, y1, x0, x1)
+            scale = step / down / _SQUARE_PX
+            # From a pixel of the result to one of the block; both count from pixel centres in OpenCV.
+            warp = np.array(
+                [
+                    [scale, 0, c * step / down - x0 + 0.5 * scale - 0.5],
+                    [0, scale, r * step / down - y0 + 0.5 * scale - 0.5],
+                ]
+            )
+            size = (w * _SQUARE_PX, h * _SQUARE_PX)
+            flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+            row.append(
+                core.look(cv2.warpAffine(block, warp, size, flags=flags, borderMode=cv2.BORDER_REPLICATE), _SQUARE_PX)
+            )
+        parts.append(row)
+    return core.join(parts)
