@@ -77,3 +77,23 @@ def test_scores_given_as_a_file(folder, tmp_path, capsys):
     assert run([*report, str(tmp_path / "other.json")]) == 1
     assert "no scores in it" in capsys.readouterr().err
     assert not (tmp_path / "a.html").exists()
+
+
+def test_a_slide_with_a_picture_alone(folder, tmp_path, capsys):
+    """No region need be named: what the model learned from where it is there, else a grid."""
+    model = str(tmp_path / "model")
+    train = ["train", str(folder / "a.zarr"), str(folder / "b.zarr"), "--out", model, "--encoder", "colour"]
+    assert run([*train, "--n-genes", "10"]) == 0
+    text = capsys.readouterr().out
+    assert "the model predicts 10 genes; each fold chose its own 10" in text
+    alone = ss.datasets.toy_slide(seed=5, slide="e", patient="P5")
+    del alone.tables["counts_spots"], alone.shapes["spots"]
+    path = str(tmp_path / "e.zarr")
+    store.create(path, alone, step="convert", parameters={})
+    assert run(["predict", model, path]) == 0
+    assert "pred_ridge_grid: " in capsys.readouterr().out
+    assert run(["predict", model, str(folder / "b.zarr")]) == 0
+    assert "pred_ridge_spots: " in (said := capsys.readouterr().out)
+    assert "each predicted by the fold that had not seen it" in said
+    assert run(["report", path, "--out", str(tmp_path / "e.html")]) == 0
+    assert "Nothing was measured on this slide" in (tmp_path / "e.html").read_text()

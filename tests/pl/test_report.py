@@ -143,6 +143,7 @@ class _Page(HTMLParser):
 
 
 def test_full_report(slide, metrics, tmp_path):
+    (tmp_path / "new").mkdir()
     out = ss.pl.report(
         slide,
         out=tmp_path / "new" / "report.html",
@@ -223,6 +224,8 @@ def test_a_report_that_cannot_be_written(slide, tmp_path):
     (tmp_path / "folder.html").mkdir()
     with pytest.raises(StoreError, match=r"this is a folder"):
         ss.pl.report(ss.datasets.toy_slide(), out=tmp_path / "folder.html")
+    with pytest.raises(StoreError, match="there is no such folder"):
+        ss.pl.report(ss.datasets.toy_slide(), out=tmp_path / "nowhere" / "a.html")
     with pytest.raises(MissingError, match="no table 'counts_cells'"):
         ss.pl.report(slide, out=tmp_path / "a.html", truth="counts_cells")
     assert not (tmp_path / "a.html").exists()
@@ -246,7 +249,7 @@ def test_report_of_a_grid_on_a_picture_alone(tmp_path):
     sdata.tables["everywhere"] = table
     text = ss.pl.report(sdata, out=tmp_path / "a.html").read_text()
     assert _Page(text).headings == ["The tissue", "Predicted expression", "What was done"]
-    assert "98 places on a grid, predicted from the image alone." in text
+    assert "98 places on a grid, predicted from the image alone. The slide was not among those" in text
     assert "<b>98</b><span>places on a grid predicted</span>" in text
     assert "grid predicted from" not in text
 

@@ -200,3 +200,23 @@ def test_a_large_image_is_never_whole_in_memory(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.split()[-1]) < 280
+
+
+def test_image_metadata_is_that_of_plain_spatialdata(tmp_path):
+    """OME-Zarr attributes of images, labels and their groups, key for key; beside them our stamp alone."""
+    rng = np.random.default_rng(0)
+    image = Image2DModel.parse(rng.integers(0, 255, (3, 700, 600), dtype=np.uint8), transformations=UM)
+    label = Labels2DModel.parse(rng.integers(0, 9, (700, 600)).astype(np.int32), transformations=UM)
+    ours = write(tmp_path, images={"he": image}, labels={"nuclei_labels": label})
+    SpatialData(images=dict(ours.images), labels=dict(ours.labels)).write(tmp_path / "plain.zarr")
+
+    def attributes(store_name, group):
+        found = json.loads((tmp_path / store_name / group / "zarr.json").read_text())["attributes"]
+        return {k: v for k, v in found.items() if k != "stainseq"}
+
+    for group in ("images", "images/he", "labels", "labels/nuclei_labels"):
+        assert attributes("s.zarr", group) == attributes("plain.zarr", group)
+    for array in ("images/he/s0", "images/he/s1", "labels/nuclei_labels/s1"):
+        found = [json.loads((tmp_path / s / array / "zarr.json").read_text()) for s in ("s.zarr", "plain.zarr")]
+        for key in ("shape", "data_type", "dimension_names", "chunk_key_encoding", "fill_value"):
+            assert found[0][key] == found[1][key], (array, key)

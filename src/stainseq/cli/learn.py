@@ -119,7 +119,7 @@ def predict(
     slide: Slide,
     /,
     *,
-    region: str = "spots",
+    region: str | None = None,
     weights: Path | None = None,
     image_key: str = "he",
     mode: Literal["infer", "enhance"] = "infer",
@@ -134,8 +134,9 @@ def predict(
     Parameters
     ----------
     region
-        Regions to predict; a grid is laid where there is none. Regions seen in training get the prediction of the
-        model that had not seen them.
+        Regions to predict; when left out those that the model learned from, or a grid on a slide that has none of them.
+        A grid is laid where there is none. Regions seen in training get the prediction of the model that had not seen
+        them.
     weights
         Local weights of the encoder, as given to train.
     image_key
@@ -149,8 +150,10 @@ def predict(
     """
     import stainseq as ss
     from stainseq import model as models
+    from stainseq.tl._predict import region_for
 
     learned, sdata = models.load(model), open_to_change(slide)
+    region = region or region_for(learned, sdata)
     if region == "grid" and region not in sdata.shapes:
         if "tissue" not in sdata.shapes:
             ss.pp.tissue(sdata, image_key=image_key)
@@ -170,7 +173,9 @@ def predict(
     made = sdata.tables[name]
     out_of_fold = int((made.obs[keys.FOLD] >= 0).sum())
     result: dict[str, Any] = {"table": name, "n": made.n_obs, "genes": made.n_vars, "out_of_fold": out_of_fold}
-    text = f"{name}: {made.n_obs} regions x {made.n_vars} genes; {out_of_fold} of them out of fold"
+    text = f"{name}: {made.n_obs} regions x {made.n_vars} genes"
+    if out_of_fold:
+        text += f"; {out_of_fold} of a training slide, each predicted by the fold that had not seen it"
     if mode == "enhance":
         weight = made.layers["weight"]
         result |= {"measured": int((weight > 0).any(axis=1).sum()), "mean_weight": float(weight.mean())}

@@ -230,7 +230,7 @@ def _model(path: Path) -> dict[str, Any]:
     return {
         "path": str(path),
         "kind": "model",
-        "what": f"model {loaded.name}: {counted(len(loaded.genes), 'gene')} from "
+        "what": f"model, {counted(len(loaded.genes), 'gene')} from "
         f"{counted(len(loaded.training), 'region')} of {counted(len(slides), 'slide')}",
         "facts": facts,
         "sizes": {"genes": loaded.genes, **({"cross-validated": scores} if scores else {})},

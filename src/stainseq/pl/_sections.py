@@ -260,6 +260,8 @@ class Page:
             )
             pictures.append(raster(figure, alt=f"Map of predicted {gene}.", caption=gene))
         note = f"{table.n_obs:,} {_learned.regions(region, table.n_obs)}, predicted from the image alone."
+        if self.truth is None:
+            note = f"{note} {self._seen()}".strip()
         title = "Predicted over the whole tissue" if self.truth is not None else "Predicted expression"
         return {"title": title, "note": note, "pictures": pictures}
 

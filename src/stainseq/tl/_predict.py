@@ -24,7 +24,7 @@ def predict(
     model: Model | str | os.PathLike[str],
     sdata: SpatialData,
     *,
-    region: str = keys.SPOTS,
+    region: str | None = None,
     weights: str | Path | None = None,
     image_key: str = keys.HE,
     mode: Literal["infer", "enhance"] = "infer",
@@ -45,7 +45,7 @@ def predict(
     sdata
         The slide; written to when it is on disk.
     region
-        Regions to predict.
+        Regions to predict. Default those that the model learned from, or the grid of a slide that has none of them.
     weights
         Local weights of the encoder, as given to train.
     image_key
@@ -82,6 +82,9 @@ def predict(
 
     if mode not in ("infer", "enhance"):
         raise InputError(f"mode {mode!r} is not one of: infer, enhance")
+    learned = model if isinstance(model, Loaded) else load(model)
+    config = learned.config
+    region = region or region_for(learned, sdata)
     measured = truth or keys.counts(region)
     if mode == "enhance" and measured not in sdata.tables:
         raise MissingError(
@@ -89,8 +92,6 @@ def predict(
             where=sdata.path,
             fix="count first (stainseq aggregate), or --mode infer",
         )
-    learned = model if isinstance(model, Loaded) else load(model)
-    config = learned.config
     encoder = str(config["encoder"]["name"])
     where = regions.get(sdata, region)
     features, stamp = featurise.ensure_features(
@@ -140,6 +141,22 @@ def predict(
         },
     )
     return sdata
+
+
+def region_for(model: Model, sdata: SpatialData) -> str:
+    """Regions that a model predicts when none are named: those it learned from, else a grid.
+
+    Parameters
+    ----------
+    model
+        The model.
+    sdata
+        The slide.
+    """
+    from .. import regions
+
+    own = str(model.config["region"])
+    return own if own in regions.names(sdata) else keys.GRID
 
 
 def folds_of(model: Model, *, image: str, centres_um: np.ndarray) -> np.ndarray:
