@@ -214,3 +214,14 @@ def test_encoder_features_take_the_place_of_colour(cells):
     points = spagcn.positions(data.coordinates, features, alpha=1.0)
     assert points.shape == (200, 3)
     assert abs(np.corrcoef(points[:, 2], data.layer)[0, 1]) > 0.9
+
+
+def test_a_sample_of_rows_says_enough(planted):
+    """Trained on a third of the rows, all are assigned nearly as if trained on all."""
+    X = log1p_cp10k(planted.counts[:, :600])
+    few, p, z, info = spagcn.assign(X, coordinates=planted.coordinates, n_domains=7, sample_rows=500)
+    assert clusters.adjusted_rand(few, planted.layer) > 0.85
+    assert len(np.unique(few)) == 7
+    assert p.shape == (1500, 7)
+    assert z.shape == (1500, 50)
+    np.testing.assert_array_equal(p.argmax(axis=1), few)

@@ -133,6 +133,19 @@ def embed(ax: np.ndarray, model: Model) -> np.ndarray:
     return ax @ model.W + model.b
 
 
+def predict(ax: np.ndarray, model: Model) -> np.ndarray:
+    """Soft assignment q of every row, float64 [n, K].
+
+    Parameters
+    ----------
+    ax
+        [n, d].
+    model
+        Trained.
+    """
+    return _forward(ax, model, np.empty((len(ax), len(model.centres))))
+
+
 def _forward(ax: np.ndarray, model: Model, q: np.ndarray) -> np.ndarray:
     def work(rows: slice) -> None:
         q[rows] = assignment(ax[rows] @ model.W + model.b, model.centres)[0]

@@ -12,7 +12,6 @@ from ..errors import InputError
 from . import _dec
 from ._inputs import Assignment, Inputs, agree, check, one_thread
 
-_INIT_ROWS = 20_000
 _TRIAL_EPOCHS = 20
 
 
@@ -34,6 +33,7 @@ def assign(
     resolution: float = 0.7,
     step: float = 0.1,
     move_centres: bool = False,
+    sample_rows: int = 20_000,
 ) -> Assignment:
     """Domains by SpaGCN's equations, without a dense matrix and with exactly the number of domains asked for.
 
@@ -69,6 +69,9 @@ def assign(
     move_centres
         Train the cluster centres too, as deep embedded clustering means it. The default is SpaGCN 1.2.7's: its
         optimiser is made before the centres are, so that they stay where they started.
+    sample_rows
+        Beyond this many rows the initial clusters are found, and the layer is trained, on so many drawn at random;
+        the trained layer then assigns every row. It has some 2,550 weights, so that 20,000 rows say enough.
 
     Returns
     -------
@@ -79,9 +82,8 @@ def assign(
     Notes
     -----
     J. Hu et al., Nature Methods 18, 1342 (2021). The kernel is cut at weights of 1e-10; A X is computed once because
-    the only layer is linear; initial clusters are Louvain's, found (and resolutions tried) on a sample of 20,000
-    rows where there are more, since training needs no more of them than their centres. Where the search of at most 12
-    resolutions misses K, or training empties a cluster, clusters are merged by Ward's criterion or the widest is split.
+    the only layer is linear; initial clusters are Louvain's. Where the search of at most 12 resolutions misses K, or
+    training empties a cluster, clusters are merged by Ward's criterion or the widest is split.
     """
     at = check(X, coordinates, n_domains, image_features=image_features, samples=samples)
     if at.n_domains == 1:
@@ -94,7 +96,7 @@ def assign(
         ax, lengths, nnz = smooth(scores, at, p=p, alpha=alpha)
         weights = _dec.initial_weights(ax.shape[1], seed)
         training = {"lr": lr, "tol": tol, "move_centres": move_centres}
-        search = _Search(ax, weights, n_neighbors=n_neighbors, training=training, seed=seed)
+        search = _Search(ax, weights, n_neighbors=n_neighbors, training=training, sample_rows=sample_rows, seed=seed)
         chosen = search.resolution(at.n_domains, start=resolution, step=step)
         labels, q, z, made = search.fit(chosen, epochs)
         found = len(np.unique(labels))
@@ -171,27 +173,29 @@ class _Search:
         *,
         n_neighbors: int,
         training: dict[str, Any],
+        sample_rows: int,
         seed: int,
     ) -> None:
         self.ax, self.weights, self.training = ax, weights, training
         rows = np.arange(len(ax))
-        if len(ax) > _INIT_ROWS:
-            rows = np.sort(np.random.default_rng([seed, 5]).choice(len(ax), _INIT_ROWS, replace=False))
+        if len(ax) > sample_rows:
+            rows = np.sort(np.random.default_rng([seed, 5]).choice(len(ax), sample_rows, replace=False))
         self.part = ax[rows]
         self.start = self.part @ weights[0] + weights[1]
         self.graph = graphs.fuzzy_graph(*graphs.feature_neighbours(self.start, n_neighbors - 1))
 
-    def fit(
-        self, resolution: float, epochs: int, *, trial: bool = False
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-        """Train from the communities at a resolution; a trial looks at the sample of rows only."""
+    def fit(self, resolution: float, epochs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+        """Train from the communities at a resolution; labels, q and z of every row, and the epochs made."""
+        model, labels, q, made = self._train(resolution, epochs)
+        if len(labels) < len(self.ax):
+            q = _dec.predict(self.ax, model)
+            labels = q.argmax(axis=1)
+        return labels, q, _dec.embed(self.ax, model), made
+
+    def _train(self, resolution: float, epochs: int) -> tuple[_dec.Model, np.ndarray, np.ndarray, int]:
         labels = clusters.louvain(self.graph, resolution=resolution)
         model = _dec.Model(*self.weights, clusters.centroids(self.start, labels, int(labels.max()) + 1))
-        ax = self.part if trial else self.ax
-        if len(labels) < len(ax):
-            labels = np.full(len(ax), -1)
-        model, labels, q, made = _dec.train(ax, model, labels, epochs=epochs, **self.training)
-        return labels, q, _dec.embed(ax, model), made
+        return _dec.train(self.part, model, labels, epochs=epochs, **self.training)
 
     def resolution(self, k: int, *, start: float, step: float) -> float:
         """SpaGCN's search: a step towards the target, halved whenever it is passed, at most 12 trials."""
@@ -215,7 +219,7 @@ class _Search:
         return float(best[1])
 
     def _count(self, resolution: float) -> int:
-        return len(np.unique(self.fit(resolution, _TRIAL_EPOCHS, trial=True)[0]))
+        return len(np.unique(self._train(resolution, _TRIAL_EPOCHS)[1]))
 
 
 def _exact(labels: np.ndarray, q: np.ndarray, z: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
