@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from stainseq import encoders
 from stainseq.encoders import build, description, hub, shell, upstream
-from stainseq.errors import AccessError, DependencyError, FormatError, InputError, MissingError, StainseqError
+from stainseq.errors import AccessError, DependencyError, FormatError, InputError, MissingError
 
 TINY = {"dim": 32, "depth": 2, "heads": 4, "patch": 16, "layer_scale": True}
 
@@ -343,11 +343,6 @@ def test_timm_is_built_bare_and_loaded_in_full(monkeypatch: pytest.MonkeyPatch, 
     save_file({"fc.weight": torch.ones(4, 3)}, tmp_path / "part.safetensors")
     with pytest.raises(FormatError, match=r"missing: fc\.bias"):
         encoders.load("mine", weights=tmp_path / "part.safetensors", device="cpu")
-
-
-def test_a_row_that_cannot_run_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(StainseqError, match="genbio-pathfm"):
-        encoders.load("genbio-pathfm", device="cpu")
 
 
 def test_slide_wide_levels_of_shell() -> None:

@@ -11,7 +11,7 @@ import torch
 from stainseq import encoders, registry
 from stainseq.encoders import description
 from stainseq.encoders.build import FAMILIES
-from stainseq.errors import FormatError, InputError, MissingError
+from stainseq.errors import AccessError, FormatError, InputError, MissingError
 
 NAMES = encoders.spec_names()
 TABLE = [
@@ -101,6 +101,22 @@ def test_facts_are_complete(name: str) -> None:
         assert s.commercial is not True or s.licence in ("Apache-2.0", "BSD-3-Clause")
     description.needs(s)
     assert len(s.fingerprint()) == 32
+
+
+def test_what_nothing_here_can_run_says_so_and_is_never_available() -> None:
+    elsewhere = [n for n in NAMES if encoders.spec(n).loader == "elsewhere"]
+    assert elsewhere == ["ctranspath", "genbio-pathfm"]
+    rows = {r["name"]: r for r in registry.describe("encoders")}
+    for name in elsewhere:
+        assert not rows[name]["available"]
+        assert rows[name]["needs"] == [
+            f"its authors' code ({encoders.spec(name).page}): stainseq has no network for it"
+        ]
+        with pytest.raises(AccessError, match="no network for it"):
+            encoders.load(name, device="cpu")
+    # All others are built by a family of ours or by a loader that has code.
+    made = {"hub", "builtin", "shipped", "wheel", "timm", "transformers", "open_clip", "package"}
+    assert {encoders.spec(n).loader for n in NAMES if n not in elsewhere} <= made
 
 
 def test_fingerprints_tell_all_apart() -> None:

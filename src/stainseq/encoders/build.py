@@ -71,7 +71,7 @@ def single(s: EncoderSpec, *, weights: Path | None, device: str, precision: str,
         return NetworkEncoder(s, ColourBackend(s), source="")
     if s.loader == "builtin" and seed is None:
         seed = int(s.arch.get("seed", 0))
-    if s.loader in ("timm", "transformers", "open_clip", "package"):
+    if s.loader in ("timm", "transformers", "open_clip", "package", "elsewhere"):
         return borrowed(s, weights=weights, device=device, precision=precision, seed=seed)
     path = None if seed is not None else locate(s, weights)
 
