@@ -136,7 +136,7 @@ def describe(image: Bytes, t: Tables) -> Floats:
     answers = [_blobs(first[i], t.blob, t.mean) for i in (0, 1)]
     parts += [_statistics(a) for a in answers]
     parts += [_statistics(np.stack(maps)) for size in OPENINGS for maps in _opened(dark, size)]
-    parts.append(_histogram(np.stack(dark)))
+    parts.append(_histogram(np.stack(dark)).ravel())
     parts += [_patterns(one[i], t.pattern) for i in (0, 1) for one in (first, second)]
     parts += [np.maximum(a, 0).mean(axis=(1, 2), dtype=np.float64) for a in answers]
     parts.append(_counts(answers[0], first))
@@ -206,9 +206,9 @@ def _padded(x: Floats, r: int) -> Floats:
     h, w = x.shape
     out = np.empty((h + 2 * r, w + 2 * r), np.float32)
     for y in range(h + 2 * r):
-        row = min(max(y - r, 0), h - 1)
-        out[y, :r], out[y, r + w :] = x[row, 0], x[row, w - 1]
-        out[y, r : r + w] = x[row]
+        line = x[min(max(y - r, 0), h - 1)]
+        for j in range(w + 2 * r):
+            out[y, j] = line[min(max(j - r, 0), w - 1)]
     return out
 
 
@@ -327,7 +327,9 @@ def _box(wide: Floats, side: int) -> Floats:
     for y in range(h):
         for x in range(wide.shape[1]):
             column[x] += wide[y + side - 1, x]
-        total = column[: side - 1].sum()
+        total = 0.0
+        for x in range(side - 1):
+            total += column[x]
         for x in range(w):
             total += column[x + side - 1]
             out[y, x] = total
@@ -363,7 +365,7 @@ def _histogram(maps: Floats) -> NDArray[np.float64]:
                     out[c, low] += 1 - share
                 if -1 <= low < BINS - 1:
                     out[c, low + 1] += share
-    return out.ravel() / (h * w)
+    return out / (h * w)
 
 
 @njit(**_FAST)
@@ -393,16 +395,22 @@ def _counts(answer: Floats, stains: Floats) -> NDArray[np.float64]:
     square = np.ones((7, 7), np.uint8)
     best = answer.max(axis=0)
     tops = np.stack([cv2.dilate(one, square) for one in (*answer, best)])
-    return _count(answer, best, tops, stains, np.array(PEAK_LEVELS, np.float32), np.float32(PEAK))
+    n, area, cells = len(answer), best.size, np.zeros((best.shape[0] // 16, best.shape[1] // 16))
+    above, sized, at = np.zeros((len(PEAK_LEVELS), n)), np.zeros(n), np.zeros(3)
+    levels = np.array(PEAK_LEVELS, np.float32)
+    found = _count(answer, best, tops, stains, levels, np.float32(PEAK), above, sized, at, cells)
+    share = found / area
+    each = 100 / area * np.concatenate([above.ravel(), sized])
+    return np.concatenate([each, [100 * share], at / area / (share + 1e-5), [100 * cells.std()]])
 
 
 @njit(**_FAST)
 def _count(
-    answer: Floats, best: Floats, tops: Floats, stains: Floats, levels: Floats, peak: Any
-) -> NDArray[np.float64]:
+    answer: Floats, best: Floats, tops: Floats, stains: Floats, levels: Floats, peak: Any,
+    above: Any, sized: Any, at: Any, cells: Any,
+) -> int:  # fmt: skip
+    """Adds up maxima above each level, of each size, their stains, and their share of each square; how many."""
     n, h, w = answer.shape
-    above, sized = np.zeros((len(levels), n)), np.zeros(n)
-    at, cells = np.zeros(3), np.zeros((h // 16, w // 16))
     found = 0
     for y in range(h):
         for x in range(w):
@@ -417,17 +425,9 @@ def _count(
                 at[0] += stains[0, y, x]
                 at[1] += stains[1, y, x]
                 at[2] += best[y, x]
-                if y // 16 < h // 16 and x // 16 < w // 16:
+                if y // 16 < len(cells) and x // 16 < cells.shape[1]:
                     cells[y // 16, x // 16] += 1 / 256
-    area = h * w
-    share = found / area
-    out = np.empty((len(levels) + 1) * n + 5)
-    out[: len(levels) * n] = above.ravel() * (100 / area)
-    out[len(levels) * n : (len(levels) + 1) * n] = sized * (100 / area)
-    out[-5] = share * 100
-    out[-4:-1] = at / area / (share + 1e-5)
-    out[-1] = cells.std() * 100
-    return out
+    return found
 
 
 @njit(**_FAST)
