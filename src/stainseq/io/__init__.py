@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ._experiment import Experiment, read_experiment, write_experiment
+from ..experiment import Experiment, read_experiment, write_experiment
 from ._image import get_image
 from ._info import info
 from ._keypoints import Keypoints, read_keypoints

@@ -51,9 +51,9 @@ def info(path: str | os.PathLike[str], *, repair: bool = True) -> dict[str, Any]
     if (path / "model.json").is_file():
         return _model(path)
     if (path / "metadata.tsv").is_file():
-        from . import _experiment
+        from .. import experiment
 
-        return _experiment.describe(path)
+        return experiment.describe(path)
     if _cohort.is_cohort(path) or (path.suffix.lower() == ".csv" and path.is_file() and not _is_slide(path)):
         return _cohort.describe(path)
     if path.name.endswith(".zarr.zip") or (path / "zarr.json").is_file() or (path / ".zgroup").is_file():

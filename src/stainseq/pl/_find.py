@@ -119,7 +119,7 @@ def _items(data: Any, modality: str | None) -> Iterator[tuple[str | None, Any]]:
                 known = Path(item).name.split(".")[0] if isinstance(item, (str, os.PathLike)) else None
                 yield name or str(facts.get(keys.STAMP, {}).get("slide", known or f"sample {number + 1}")), opened
     elif isinstance(data, (str, os.PathLike)) and (Path(data) / "metadata.tsv").is_file():
-        from ..io import read_experiment
+        from ..experiment import read_experiment
 
         yield from read_experiment(data, modality=modality, integrated=False).samples.items()
     elif isinstance(data, (str, os.PathLike)):

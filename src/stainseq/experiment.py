@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import FormatError, InputError, MissingError, StoreError
+from .errors import FormatError, InputError, MissingError, StoreError
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -87,9 +87,9 @@ def write_experiment(
     StoreError
         An experiment is there (without `overwrite`), or the folder cannot be written.
     """
-    from .. import tables
-    from ..store import files
-    from ..store.lock import locked
+    from . import tables
+    from .store import files
+    from .store.lock import locked
 
     if isinstance(samples, Experiment):
         metadata = samples.metadata if metadata is None else metadata
@@ -169,7 +169,7 @@ def read_experiment(
     InputError
         A sample is listed twice.
     """
-    from .. import store, tables
+    from . import store, tables
 
     folder = Path(folder)
     metadata = _metadata(folder, modality)
@@ -335,8 +335,8 @@ def _own_files(folder: Path) -> list[str]:
 
 def _recover(folder: Path) -> None:
     """End a save that was killed while it moved its files, unless it is still at it."""
-    from ..store import files
-    from ..store.lock import locked
+    from .store import files
+    from .store.lock import locked
 
     if (folder / COMMIT).is_file():
         with files.as_store_errors(folder), locked(folder):
@@ -345,7 +345,7 @@ def _recover(folder: Path) -> None:
 
 def _finish(folder: Path) -> None:
     """Move what the list says; whatever of it is done already is passed over."""
-    from ..store import files
+    from .store import files
 
     if not (folder / COMMIT).is_file():
         return
