@@ -2,6 +2,8 @@
 
     python benchmarks/encoders.py [--threads 2] [--images 32] [--rounds 3] [NAME ...]
 
+A name may be several joined by "+"; "auto" is what `encoders.load` takes.
+
 Runtimes take turns in every round and the best round counts, so that other work on the machine disturbs the
 ratios little. "folded" is torch with batch norms folded and channels last, the best that torch alone does.
 """
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib.util
 import resource
 import time
 from collections.abc import Callable
@@ -42,26 +45,34 @@ class _Shift(nn.Module):
         return x + self.bias
 
 
-def candidates(name: str, threads: int, images: np.ndarray) -> dict[str, Callable[[], object]]:
-    s = encoders.spec(name)
-    flat = torch.from_numpy(images.reshape(-1, *images.shape[2:]))
-    out: dict[str, Callable[[], object]] = {}
-    if s.family in EXPORTABLE:
-        path = None if s.loader == "builtin" else locate(s, None)
-        net = network(s, path, 0)
+def in_torch(name: str, images: np.ndarray) -> dict[str, Callable[[], object]]:
+    """All members of an encoder in eager torch, as they are and folded; nothing where one has no torch network."""
+    parts = [encoders.spec(n) for n in name.split("+")]
+    if any(s.family not in EXPORTABLE for s in parts):
+        return {}
+    fields = encoders.spec(name).fields_um
+    wholes: dict[str, list[tuple[nn.Module, torch.Tensor]]] = {"eager": [], "folded": []}
+    for s in parts:
+        net = network(s, None if s.loader == "builtin" else locate(s, None), 0)
+        own = images[:, [fields.index(um) for um in s.fields_um]]
+        flat = torch.from_numpy(own.reshape(-1, *own.shape[2:]))
         for label, one in (("eager", net), ("folded", folded(net))):
-            whole = Whole(one, mean=s.mean, std=s.std, mode="vectors").eval()
+            wholes[label].append((Whole(one, mean=s.mean, std=s.std, mode="vectors").eval(), flat))
 
-            def run(whole: nn.Module = whole) -> object:
-                with torch.inference_mode():
-                    return [whole(flat[i : i + 16]) for i in range(0, len(flat), 16)]
+    def run(label: str) -> object:
+        with torch.inference_mode():
+            return [whole(x[i : i + 16]) for whole, x in wholes[label] for i in range(0, len(x), 16)]
 
-            out[label] = run
-    for runtime in ("onnxruntime", "openvino"):
-        if s.family not in EXPORTABLE and runtime == "openvino":
+    return {label: lambda label=label: run(label) for label in wholes}
+
+
+def candidates(name: str, threads: int, images: np.ndarray) -> dict[str, Callable[[], object]]:
+    out = in_torch(name, images)
+    for runtime in ("auto", "onnxruntime", "openvino"):
+        if runtime != "auto" and (not out or importlib.util.find_spec(runtime) is None):
             continue
         encoder = encoders.load(name, device="cpu", runtime=runtime, n_threads=threads)
-        out["numpy" if s.family == "colour" else runtime] = lambda encoder=encoder: encoder(images)
+        out[runtime] = lambda encoder=encoder: encoder(images)
     return out
 
 

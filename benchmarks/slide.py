@@ -1,6 +1,6 @@
 """Throughput of encoding against the encoder's bare forward pass, and peak memory of a 20,000 x 20,000 px slide.
 
-    python benchmarks/slide.py IMAGE [IMAGE ...] [--side 20000] [--regions 512] [--encoder lite0-multi2]
+    python benchmarks/slide.py IMAGE [IMAGE ...] [--side 20000] [--regions 512] [--encoder NAME]
 
 The slide is made by tiling the given images. Each part runs in a process of its own, so that its peak memory is its
 own; throughput and the bare forward pass are measured in one process, one after the other, three times.
@@ -16,6 +16,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from stainseq import encoders
 
 
 def make_slide(images: list[str], out: Path, side: int) -> None:
@@ -52,7 +54,7 @@ def convert(source: str, out: str) -> dict[str, object]:
 def encode(store: str, encoder: str, regions: int) -> dict[str, object]:
     import numpy as np
 
-    from stainseq import encoders, engine, image
+    from stainseq import engine, image
     from stainseq import store as stores
 
     opened = image.open_image(stores.open(store))
@@ -105,7 +107,7 @@ def main() -> None:
     parser.add_argument("images", nargs="+")
     parser.add_argument("--side", type=int, default=20_000)
     parser.add_argument("--regions", type=int, default=529)
-    parser.add_argument("--encoder", default="lite0-multi2")
+    parser.add_argument("--encoder", default=encoders.default_name())
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         slide, store = Path(folder) / "slide.tif", Path(folder) / "slide.zarr"

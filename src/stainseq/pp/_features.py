@@ -46,7 +46,8 @@ def features(
     key_added
         Name of the table; default ``features_<encoder>_<region>`` ("+" is written as ".").
     batch_size
-        Windows per call of the encoder; changes speed, not values.
+        Windows per call of the encoder: speed and memory. Changes no value on a CPU, and on a GPU none beyond the last
+        digits of its precision; a run that was killed may be resumed with another.
     device
         "auto" (a GPU when there is one), "cpu", "cuda", ...
     precision
