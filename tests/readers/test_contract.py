@@ -14,7 +14,7 @@ from spatialdata.transformations import get_transformation
 
 import stainseq as ss
 from stainseq import registry
-from stainseq.errors import InputError
+from stainseq.errors import FormatError, InputError
 
 READERS = registry.names("readers")
 OURS = ["st", "stimage", "visium", "wsi"]
@@ -101,3 +101,18 @@ def test_options_are_checked(name: str, sources: dict[str, tuple[Path, dict[str,
         ss.io.read(source, mpp="half")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="no pixel size"):
         ss.io.read(source, mpp=-0.5)
+
+
+def test_a_folder_of_slides_names_them(tmp_path: Path, make: ModuleType) -> None:
+    for name in ("A1", "B2"):
+        make.st(tmp_path / name, name=name)
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(FormatError, match=r"2 slides in it, not one, .*name one.*: A1 \(st\), B2 \(st\)$"):
+        ss.io.sniff(tmp_path)
+    with pytest.raises(FormatError, match=r"looked for .*st, .*wsi.*stainseq list readers"):
+        ss.io.sniff(_text(tmp_path / "notes" / "a.txt").parent)
+
+
+def _text(path: Path) -> Path:
+    path.write_text("nothing that is known")
+    return path

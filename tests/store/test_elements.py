@@ -314,7 +314,7 @@ def test_not_a_store(tmp_path):
     with pytest.raises(StoreError, match="there is no store"):
         store.open(tmp_path / "none.zarr")
     (tmp_path / "empty.zarr").mkdir()
-    with pytest.raises(StoreError, match="cannot be opened"):
+    with pytest.raises(StoreError, match="this is no slide store"):
         store.open(tmp_path / "empty.zarr")
     assert store.problems(tmp_path / "empty.zarr") == ["not a slide store"]
     (tmp_path / "file.zarr").write_text("hello")

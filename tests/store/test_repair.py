@@ -175,3 +175,12 @@ def test_kept_when_read_only_by_permission(stored):
             store.set_facts(stored, patient="P")
     finally:
         stored.path.parent.chmod(0o755)
+
+
+def test_what_is_no_store_at_all_is_told_apart_from_a_damaged_one(tmp_path):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "counts.tsv").write_text("a")
+    with pytest.raises(StoreError, match=r"^this is no slide store, .*stainseq convert SOURCE OUT.zarr"):
+        store.open(tmp_path / "source")
+    with pytest.raises(StoreError, match="this is a file, and no slide store"):
+        store.open(tmp_path / "source" / "counts.tsv")

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["convert", "read", "sniff"]
 
+LOOKED_INTO = 50
+"""Sub-folders that are looked into for a hint, where a folder is no slide itself."""
+
 
 def sniff(path: str | os.PathLike[str]) -> tuple[str, str]:
     """Which platform a source is of, by its content.
@@ -45,8 +48,31 @@ def sniff(path: str | os.PathLike[str]) -> tuple[str, str]:
             return name, str(what)
     if not there and not _is_prefix(path):
         raise FormatError("nothing there", where=path, fix="give a folder, a file, or a path prefix such as DIR/C2")
-    looked = "; ".join(f"{row['name']}: {row['summary'].rstrip('.')}" for row in registry.describe("readers"))
-    raise FormatError("no supported platform recognised", where=path, fix=f"name it (--platform). Looked for {looked}")
+    inside = _recognised(path)
+    if inside:
+        shown = ", ".join(f"{name} ({platform})" for name, platform in inside[:6]) + (", ..." if inside[6:] else "")
+        raise FormatError(
+            f"{len(inside)} slides in it, not one", where=path, fix=f"name one, or all of them in a cohort CSV: {shown}"
+        )
+    raise FormatError(
+        "no supported platform recognised",
+        where=path,
+        fix=f"looked for {', '.join(registry.names('readers'))} (`stainseq list readers` says what each is); if it is "
+        "one of them, --platform NAME tells what is missing",
+    )
+
+
+def _recognised(folder: Path) -> list[tuple[str, str]]:
+    """Sub-folders that are slides of a platform, and which."""
+    if not folder.is_dir():
+        return []
+    found = []
+    for path in sorted(p for p in folder.iterdir() if p.is_dir())[:LOOKED_INTO]:
+        for name in _by_priority():
+            if registry.load("readers", name).sniff(path) is not None:
+                found.append((path.name, name))
+                break
+    return found
 
 
 def _is_prefix(path: Path) -> bool:

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 MPP = 0.05, 100.0
 """Microns per pixel of a slide, least and most: an oil-immersion scan has 0.1, a thumbnail of a whole slide 50."""
 
-MPP_OFF = 1.5
+MPP_OFF = 1.25
 """A pixel size that is given may be off what the array's pitch says by this factor: a stretched or slightly rescaled
-picture is, by up to a few per cent; a pixel size of another level or in another unit is off by 2 and more."""
+picture is, by up to a few per cent; that of another level, of another scan or in another unit is off by more."""
 
 SQUARE = 0.01
 """Pixels whose sides differ by more than this share have no single mpp."""

@@ -366,7 +366,7 @@ def _place(
         said = f"array pitch of {pitch:g} um ({array or 'given'}): {fit.mpp:.4f} um/px"
         notes(f"{said}, stretch {fit.stretch:.4f}, residual {fit.rms_um:.2f} um, {fit.n} spots")
         if mpp is not None and abs(mpp / fit.mpp - 1) > 0.02:
-            notes(f"--mpp {mpp:g} is {mpp / fit.mpp - 1:+.1%} off what the array's pitch says")
+            notes(f"--mpp {mpp:g} differs by {mpp / fit.mpp - 1:+.1%} from what the array's pitch says")
     return _Frame(xy_px * facts["mpp"], array, pitch, step, mirrored=fit is not None and fit.mirrored)
 
 

@@ -467,6 +467,12 @@ def _read(path: Path, *, repair: bool) -> SpatialData:
 
     from . import elements
 
+    if not any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata")):
+        raise FormatStoreError(
+            "this is no slide store" if path.is_dir() else "this is a file, and no slide store",
+            where=path,
+            fix="a source is made into one by `stainseq convert SOURCE OUT.zarr`",
+        )
     try:
         with elements.quiet():
             return spatialdata.read_zarr(path)
