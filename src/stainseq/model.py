@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MODEL_FORMAT = 1
-UNITS = "log1p(counts per 1e4)"
-
 State = dict[str, np.ndarray]
 
 

@@ -115,8 +115,11 @@ def assemble(
     table_key: str | None = None,
     genes: Sequence[str] | None = None,
     device: str = "auto",
+    keep_empty: bool = False,
 ) -> TrainSet:
     """Join features and counts of all slides; features that are missing are computed.
+
+    `keep_empty` keeps regions without any count: a depth-normalised target has no value there, a raw one has.
 
     Raises
     ------
@@ -158,7 +161,7 @@ def assemble(
         at = pd.Index(features.obs_names).get_indexer(ids)
         raw = sparse.csr_matrix(table[ids].X)
         library = np.asarray(raw.sum(axis=1), dtype=np.float64).ravel()
-        keep = library > 0
+        keep = (library > 0) | keep_empty
         dropped += int((~keep).sum())
         column = table.var_names.get_indexer(shared)
         parts.append(

@@ -41,6 +41,7 @@ def train(
     genes: Path | None = None,
     n_genes: int = 250,
     table_key: TableKey = None,
+    normalize: Literal["cp10k", "raw"] = "cp10k",
     option: Options = None,
     overwrite: bool = False,
     device: str = "auto",
@@ -71,6 +72,8 @@ def train(
         File with one gene name a line; chosen by variance in each fold when left out.
     n_genes
         How many to choose.
+    normalize
+        Unit of the targets: log1p of counts per 10,000, or (for superpixels and cells) of raw counts.
     overwrite
         Replace a model that is there.
     device
@@ -96,6 +99,7 @@ def train(
         genes=genes,
         n_genes=n_genes,
         table_key=table_key,
+        normalize=normalize,
         options=options(option),
         seed=seed,
         overwrite=overwrite,

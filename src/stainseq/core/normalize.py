@@ -94,6 +94,33 @@ def log1p_cp10k(counts: Any, *, library: np.ndarray | None = None, target: float
     return np.log1p(counts * factor[:, None]).astype(np.float32)
 
 
+UNITS = {"cp10k": "log1p(counts per 1e4)", "raw": "log1p(counts)"}
+"""Normalisations of targets, and the unit that tables of predictions state."""
+
+
+def normalized(counts: Any, *, library: np.ndarray, kind: str) -> np.ndarray:
+    """Targets of a kind as a dense float32 array [n, genes].
+
+    Parameters
+    ----------
+    counts
+        [n, genes] raw counts, dense or sparse.
+    library
+        [n] total counts over all genes measured.
+    kind
+        "cp10k" or "raw"; see `log1p_cp10k` and `log1p_raw`.
+
+    Raises
+    ------
+    InputError
+        An unknown kind; bad counts.
+    """
+    if kind not in UNITS:
+        raise InputError(f"no normalisation named {kind!r}", fix=f"one of: {', '.join(UNITS)}")
+    values = log1p_raw(counts) if kind == "raw" else log1p_cp10k(counts, library=library)
+    return np.asarray(values.toarray() if sparse.issparse(values) else values, dtype=np.float32)
+
+
 def log1p_raw(counts: Any) -> Any:
     """log(1 + counts) without depth normalisation, as the HEST benchmark's targets.
 

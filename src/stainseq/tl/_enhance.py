@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import keys
 from ..core import enhance as core
+from ..core.normalize import UNITS
 from ..errors import InputError
 
 if TYPE_CHECKING:
@@ -23,17 +24,22 @@ _REACHES = (1.0, 2.0, 4.0)
 """Candidates for the reach of neighbours, in distances of neighbouring regions."""
 
 
-def combine(predicted: AnnData, measured: AnnData, region: Region, *, seed: int = 0) -> dict[str, int]:
+def combine(
+    predicted: AnnData, measured: AnnData, region: Region, *, units: str = UNITS["cp10k"], seed: int = 0
+) -> dict[str, int]:
     """Put the enhanced expression into a prediction table, in place.
 
     Parameters
     ----------
     predicted
-        As `predict` makes it: log1p of counts per 10,000, out of fold, rows as in `region`.
+        As `predict` makes it, out of fold, rows as in `region`.
     measured
         Raw counts of the same regions; rows in any order, regions may be missing.
     region
         The regions.
+    units
+        Of the prediction: log1p of counts per 10,000 (the exposure of a region is its depth), or log1p of counts (all
+        regions are exposed alike).
     seed
         Of the sample of places that the choice of neighbours looks at.
 
@@ -60,7 +66,7 @@ def combine(predicted: AnnData, measured: AnnData, region: Region, *, seed: int 
     rows = pd.Index(measured.obs_names).get_indexer(predicted.obs_names)
     library = np.asarray(measured.X.sum(axis=1), dtype=np.float64).ravel()
     depth = np.where(rows >= 0, library[rows], np.nan)
-    known = np.nan_to_num(depth) > 0
+    known = rows >= 0 if units == UNITS["raw"] else np.nan_to_num(depth) > 0
     if not genes or not known.any():
         raise InputError(
             "nothing to enhance: no gene or no measured region in common with the prediction",
@@ -68,6 +74,8 @@ def combine(predicted: AnnData, measured: AnnData, region: Region, *, seed: int 
         )
     counts = sparse.csc_array(measured[:, genes].X)
     exposure = np.where(known, depth, np.median(depth[known])) / _TARGET
+    if units == UNITS["raw"]:
+        exposure = np.ones(len(rows))
     smoothers = _smoothers(region)
     mean, weight = np.array(predicted.X, dtype=np.float32), np.zeros(predicted.shape, dtype=np.float32)
     spread = np.array(predicted.layers[keys.SPREAD], dtype=np.float32)

@@ -61,7 +61,7 @@ def evaluate(
 
     from ..core import ceiling, normalize, scores
 
-    counts, predicted = _tables_of(sdata, truth, prediction)
+    counts, predicted, kind = _tables_of(sdata, truth, prediction)
     shared = predicted.var_names.intersection(counts.var_names, sort=False)
     if genes is not None:
         absent = [g for g in genes if g not in shared]
@@ -76,14 +76,14 @@ def evaluate(
         )
     raw = sparse.csr_matrix(counts[ids].X)
     library = np.asarray(raw.sum(axis=1), dtype=float).ravel()
-    ids, raw, library = ids[library > 0], raw[library > 0], library[library > 0]
+    if kind != "raw":  # a region without any count has no depth to be divided by
+        ids, raw, library = ids[library > 0], raw[library > 0], library[library > 0]
     if len(ids) < 3:
         raise InputError(
             f"{len(ids)} regions with counts are too few to score", where=truth, fix="three or more are needed"
         )
     raw = raw[:, counts.var_names.get_indexer(shared)]
-    target = normalize.log1p_cp10k(raw, library=library)
-    target = np.asarray(target.toarray() if sparse.issparse(target) else target, dtype=np.float32)
+    target = normalize.normalized(raw, library=library, kind=kind)
     subset = predicted[ids, shared]
     baselines = {}
     if "train_mean" in predicted.var:
@@ -101,7 +101,7 @@ def evaluate(
         genes=list(shared),
         coordinates=np.asarray(subset.obsm[keys.SPATIAL], dtype=float),
         baselines=baselines,
-        ceiling=ceiling.noise_ceiling(raw, library=library, seed=seed)["pearson"],
+        ceiling=ceiling.noise_ceiling(raw, library=library, normalize=kind, seed=seed)["pearson"],
         block_um=block_um,
         seed=seed,
     )
@@ -111,11 +111,11 @@ def evaluate(
     return result
 
 
-def _tables_of(sdata: SpatialData, truth: str, prediction: str) -> tuple[AnnData, AnnData]:
-    """Both tables, after making sure that one holds raw counts and the other predictions in the model's units."""
+def _tables_of(sdata: SpatialData, truth: str, prediction: str) -> tuple[AnnData, AnnData, str]:
+    """Both tables, after making sure that one holds raw counts and the other predictions, and how these are scaled."""
     from .. import store
+    from ..core.normalize import UNITS
     from ..core.values import is_counts
-    from ..model import UNITS
 
     for name in (truth, prediction):
         if name not in sdata.tables:
@@ -124,21 +124,24 @@ def _tables_of(sdata: SpatialData, truth: str, prediction: str) -> tuple[AnnData
             )
     where = sdata.path or "the slide"
     units = {name: (store.stamp_of(sdata, name) or {}).get("units") for name in (truth, prediction)}
+    kinds = {unit: kind for kind, unit in UNITS.items()}
     if units[prediction] is None:
-        predicted = [n for n in sdata.tables if (store.stamp_of(sdata, n) or {}).get("units") == UNITS]
+        predicted = [n for n in sdata.tables if (store.stamp_of(sdata, n) or {}).get("units") in kinds]
         raise InputError(
             f"table {prediction!r} is no prediction",
             where=where,
             fix=f"predictions here: {', '.join(predicted) or 'none'}; one that was made elsewhere says so by "
-            f'uns["{keys.STAMP}"]["units"] = "{UNITS}"',
+            f'uns["{keys.STAMP}"]["units"] = "{UNITS["cp10k"]}"',
         )
-    if units[prediction] != UNITS:
+    if units[prediction] not in kinds:
         raise InputError(
-            f"predictions in {units[prediction]!r} cannot be scored", where=prediction, fix=f"predict in {UNITS!r}"
+            f"predictions in {units[prediction]!r} cannot be scored",
+            where=prediction,
+            fix=f"predict in {' or '.join(kinds)}",
         )
     if units[truth] is not None or not is_counts(sdata.tables[truth].X):
         what = "is a prediction" if units[truth] is not None else "holds no raw counts"
         raise InputError(
             f"table {truth!r} {what}, and can be no truth", where=where, fix="name the table of raw counts (--truth)"
         )
-    return sdata.tables[truth], sdata.tables[prediction]
+    return sdata.tables[truth], sdata.tables[prediction], kinds[str(units[prediction])]

@@ -123,7 +123,7 @@ def predict(
     if mode == "enhance":
         from ._enhance import combine
 
-        more["enhanced"] = combine(table, sdata.tables[measured], where)
+        more["enhanced"] = combine(table, sdata.tables[measured], where, units=str(config["units"]))
         inputs[measured] = store.fingerprint_of(sdata, measured)
     store.write_element(
         sdata,

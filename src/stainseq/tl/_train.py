@@ -37,6 +37,7 @@ def train(
     genes: Sequence[str] | str | Path | None = None,
     n_genes: int = 250,
     table_key: str | None = None,
+    normalize: Literal["cp10k", "raw"] = "cp10k",
     options: dict[str, Any] | None = None,
     seed: int = 0,
     overwrite: bool = False,
@@ -71,6 +72,10 @@ def train(
         How many to choose. The 250 most variable cover what H&E is known to tell; more costs little with ridge.
     table_key
         Counts table; default ``counts_<region>``.
+    normalize
+        Unit of the targets: "cp10k", log1p of counts per 10,000, or "raw", log1p of counts. Raw targets reward guessing
+        how many molecules a spot caught, which for spots is no expression; superpixels and cells of one run hold too
+        few counts to be divided by, and how many there are is part of what is asked.
     options
         Further options of the head.
     seed
@@ -95,7 +100,10 @@ def train(
     """
     from .. import featurise, model, registry, trainset
     from .._progress import progress
+    from ..core.normalize import UNITS
 
+    if normalize not in UNITS:
+        raise InputError(f"no normalisation named {normalize!r}", fix=f"one of: {', '.join(UNITS)}")
     start = time.perf_counter()
     target = model.writable(out, overwrite=overwrite)
     name = head or registry.default("heads")
@@ -109,12 +117,13 @@ def train(
         table_key=table_key,
         genes=_gene_list(genes),
         device=device,
+        keep_empty=normalize == "raw",
     )
     by, folds = make_folds(data, split, n_folds=n_folds, block_um=block_um, seed=seed)
-    fit = Fitting(plugin, data, options or {}, seed)
+    fit = Fitting(plugin, data, options or {}, seed, normalize)
     everything = np.arange(len(data.ids))
     chosen = np.arange(len(data.genes)) if genes is not None else choose_genes(data, everything, n_genes)
-    states, colour, held_out = [], [], HeldOut(data)
+    states, colour, held_out = [], [], HeldOut(data, normalize)
     with progress(f"train {name}", len(folds) + 1) as advance:
         for i, fold in enumerate(folds):
             wanted = chosen if genes is not None else choose_genes(data, fold.train, n_genes)
@@ -138,7 +147,7 @@ def train(
         "region": region,
         "genes": names,
         "gene_mean": [float(v) for v in fit.targets(everything, chosen).mean(axis=0)],
-        "units": model.UNITS,
+        "units": UNITS[normalize],
         "slides": data.slides,
         "split": by,
         "n_folds": len(folds),
@@ -163,17 +172,21 @@ class Fitting:
         Options of the head.
     seed
         Of everything random.
+    normalize
+        Unit of the targets.
     """
 
-    def __init__(self, plugin: Any, data: TrainSet, options: dict[str, Any], seed: int) -> None:
-        self.plugin, self.data, self.options, self.seed = plugin, data, options, seed
+    def __init__(
+        self, plugin: Any, data: TrainSet, options: dict[str, Any], seed: int, normalize: str = "cp10k"
+    ) -> None:
+        self.plugin, self.data, self.options, self.seed, self.normalize = plugin, data, options, seed, normalize
 
     def targets(self, rows: np.ndarray, genes: np.ndarray) -> np.ndarray:
-        """Depth-normalised log counts, float32 [rows, genes]."""
+        """Normalised log counts, float32 [rows, genes]."""
         from ..core import normalize
 
-        out = normalize.log1p_cp10k(self.data.counts[rows][:, genes], library=self.data.library[rows])
-        return np.asarray(out.toarray() if hasattr(out, "toarray") else out, dtype=np.float32)
+        counts = self.data.counts[rows][:, genes]
+        return normalize.normalized(counts, library=self.data.library[rows], kind=self.normalize)
 
     def head(self, rows: np.ndarray, genes: np.ndarray) -> dict[str, np.ndarray]:
         """Fit the head."""
@@ -196,7 +209,9 @@ class Fitting:
         counts = data.counts[rows][:, genes]
         # Heads with a count loss scale their rates by the whole library, not by the chosen genes.
         takes = inspect.signature(plugin.fit).parameters
-        extra = {"library": data.library[rows]} if "library" in takes else {}
+        extra: dict[str, Any] = {"library": data.library[rows]} if "library" in takes else {}
+        if extra and self.normalize == "raw":
+            extra = {"library": np.ones(len(rows))} | ({"target": 1.0} if "target" in takes else {})
         return plugin.fit(
             X[rows],
             self.targets(rows, genes),
@@ -244,8 +259,8 @@ class HeldOut:
     A gene that was not chosen in a fold's training part is missing (NaN) in that fold.
     """
 
-    def __init__(self, data: TrainSet) -> None:
-        self.data = data
+    def __init__(self, data: TrainSet, normalize: str = "cp10k") -> None:
+        self.data, self.normalize = data, normalize
         self.folds = np.full(len(data.ids), -1)
         self.parts: list[tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]] = []
 
@@ -279,9 +294,9 @@ class HeldOut:
             at = np.searchsorted(genes, own)
             for k, v in values.items():
                 full[k][np.ix_(rows, at)] = v
-            limits[i, at] = ceiling.noise_ceiling(data.counts[rows][:, own], library=data.library[rows], seed=seed)[
-                "pearson"
-            ]
+            limits[i, at] = ceiling.noise_ceiling(
+                data.counts[rows][:, own], library=data.library[rows], normalize=self.normalize, seed=seed
+            )["pearson"]
         return scores.score(
             full["truth"][scored],
             full["mean"][scored],
