@@ -175,6 +175,17 @@ def test_image_features_are_matched_by_id(slide):
         ss.tl.domains(slide, n_domains=3, image_features="few")
 
 
+@pytest.mark.parametrize("method", ["deepst", "spagcn"])
+def test_an_encoder_of_the_registry_is_the_image_part(slide, method):
+    ss.pp.features(slide, region="spots", encoder="colour")
+    quick = {"pre_epochs": 10, "epochs": 10} if method == "deepst" else {}
+    found = ss.tl.domains(slide, n_domains=4, method=method, image_features="colour", **quick)
+    assert found["domain"].nunique() == found["refined"].nunique() == 4
+    assert slide["counts_spots"].uns[method]["params"]["image_features"] == "colour"
+    alone = ss.tl.domains(slide, n_domains=4, method=method, **quick)
+    assert clusters.adjusted_rand(found["domain"], alone["domain"]) < 1
+
+
 def test_scanpys_image_gives_the_same_colours(slide):
     """The same picture at full scale in an AnnData, with places in pixels."""
     chosen = _tables.expression(slide)

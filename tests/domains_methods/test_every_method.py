@@ -56,6 +56,25 @@ def test_order_of_rows_does_not_matter(cells, name):
     np.testing.assert_array_equal(a[0], c[0])
 
 
+def image_and_samples(data):
+    """Vectors that follow the layers, and two samples that lie over each other."""
+    n = len(data.layer)
+    rng = np.random.default_rng(7)
+    return {"image_features": np.eye(4)[data.layer % 4] + rng.normal(0, 0.5, (n, 4)), "samples": np.arange(n) % 2}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_order_of_rows_does_not_matter_with_an_image_and_samples(cells, name):
+    data = cells(240)
+    more = image_and_samples(data)
+    shuffle = np.random.default_rng(4).permutation(240)
+    a = run(name, data.counts, data.coordinates, 4, **more)
+    b = run(name, data.counts[shuffle], data.coordinates[shuffle], 4, **{k: v[shuffle] for k, v in more.items()})
+    np.testing.assert_array_equal(a[0][shuffle], b[0])
+    np.testing.assert_array_equal(a[1][shuffle], b[1])
+    assert len(np.unique(a[0])) == 4
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_seed_says_all(cells, name):
     data = cells(300)
@@ -110,8 +129,8 @@ data = conftest._cells(600, seed=8)
 if "numba" in sys.modules:
     import numba
     numba.set_num_threads(min(int(sys.argv[2]), numba.config.NUMBA_NUM_THREADS))
-for name in t.METHODS:
-    labels, p, z, info = t.run(name, data.counts, data.coordinates, 4)
+for name, more in [(n, m) for n in t.METHODS for m in ({}, t.image_and_samples(data))]:
+    labels, p, z, info = t.run(name, data.counts, data.coordinates, 4, **more)
     h = hashlib.sha256(labels.tobytes() + p.tobytes())
     if z is not None:
         h.update(z.tobytes())
@@ -135,7 +154,7 @@ def test_threads_do_not_matter():
         assert done.returncode == 0, done.stderr
         seen.append(done.stdout)
     assert seen[0] == seen[1] == seen[2]
-    assert len(seen[0].splitlines()) == len(METHODS)
+    assert len(seen[0].splitlines()) == 2 * len(METHODS)
 
 
 LIMITED = """
