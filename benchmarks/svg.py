@@ -99,7 +99,7 @@ def least(method: str, xy: np.ndarray, x: sparse.csc_array) -> tuple[float, floa
     if method == "moran":
         return 2.0 * 7 * x.nnz, 12.0 * x.nnz
     form = forms.build(kernels.kernel_list(None, xy), xy)
-    pairs = sum(op.matrix.nnz for op in form._pairs.values())
+    pairs = sum(op.upper.nnz for op in form._pairs.values())
     nodes = form._spectra._shape[0] * form._spectra._shape[1]
     spread = 2 * form._spectra._mesh.width**2 * n
     flops = g * (2 * pairs + spread + 2.5 * nodes * np.log2(nodes) + 2 * 10 * n + 6 * n)

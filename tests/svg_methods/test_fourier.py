@@ -56,6 +56,7 @@ def test_very_short_kernels_go_by_pairs() -> None:
     x = rng.standard_normal((900, 2))
     for power in (1, 2, 3):
         np.testing.assert_allclose(op.apply(x, power), (dense**power) @ x, atol=1e-8)
+    np.testing.assert_allclose(op.quadratic(x.T), np.einsum("ng,nm,mg->g", x, dense, x), rtol=1e-8)
     chosen = kernels.kernel_list({"SE": [30.0, 500.0], "PER": 700.0, "linear": 0}, xy)
     form = forms.SpectralForms(chosen, xy)
     expected = [np.einsum("gi,ij,gj->g", x.T, kernels.dense(k, xy), x.T) for k in chosen]

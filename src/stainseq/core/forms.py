@@ -152,7 +152,7 @@ class SpectralForms:
             squares = (r @ self._columns) ** 2
             out[:, self._factors] = squares[:, ::2] + squares[:, 1::2]
         for k, op in self._pairs.items():
-            out[:, k] = np.einsum("gn,ng->g", r, op.matrix @ r.T)
+            out[:, k] = op.quadratic(r)
         return out
 
 

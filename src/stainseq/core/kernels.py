@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NAMES = ("SE", "PER", "linear")
+_PAIRS = 1 << 22
 _FACTOR_TOLERANCE = 1e-12
 """Trace left out of a pivoted Cholesky factor, relative to the largest diagonal; bounds the relative error of r'Kr."""
 
@@ -240,15 +241,26 @@ class SparseOperator:
     def __init__(self, coordinates: NDArray[np.float64], length: float, reach: float) -> None:
         n = len(coordinates)
         pairs = cKDTree(coordinates).query_pairs(reach * length, output_type="ndarray")
-        squared = ((coordinates[pairs[:, 0]] - coordinates[pairs[:, 1]]) ** 2).sum(axis=1)
-        values = np.exp(-0.5 * squared / length**2)
-        upper = sparse.coo_array((values, (pairs[:, 0], pairs[:, 1])), shape=(n, n)).tocsr()
-        self.matrix = sparse.csr_array(upper + upper.T + sparse.eye_array(n, format="csr"))
+        first, second = (np.ascontiguousarray(pairs[:, k], dtype=np.int32) for k in (0, 1))
+        del pairs
+        values = np.empty(len(first))
+        for start in range(0, len(first), _PAIRS):
+            part = slice(start, start + _PAIRS)
+            squared = ((coordinates[first[part]] - coordinates[second[part]]) ** 2).sum(axis=1)
+            values[part] = np.exp(-0.5 * squared / length**2)
+        # One of (i, j) and (j, i), without the diagonal of ones: half the memory and half the work.
+        self.upper = sparse.csr_array(sparse.coo_array((values, (first, second)), shape=(n, n)))
         self.diagonal = np.ones(n)
 
     def apply(self, x: NDArray[np.float64], power: int = 1) -> NDArray[np.float64]:
         """K @ x, or an elementwise power of K times x."""
-        return np.asarray((self.matrix if power == 1 else self.matrix.power(power)) @ x)
+        upper = self.upper if power == 1 else self.upper.power(power)
+        return np.asarray(x + upper @ x + upper.T @ x)
+
+    def quadratic(self, r: NDArray[np.float64]) -> NDArray[np.float64]:
+        """r'Kr of each row of r [g, n]."""
+        columns = np.ascontiguousarray(r.T)
+        return np.asarray(np.einsum("ng,ng->g", columns, columns + 2.0 * (self.upper @ columns)))
 
     def trace3(self, w: NDArray[np.float64]) -> float:
         """tr((B diag(w))^3), B = K less its w-weighted row and column means."""
