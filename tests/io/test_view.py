@@ -156,3 +156,14 @@ def test_what_is_no_table(tmp_path):
     (tmp_path / "a.h5ad").write_bytes(b"nothing")
     with pytest.raises(FormatError, match="damaged"):
         ss.io.view(tmp_path / "a.h5ad")
+
+
+def test_info_of_a_store_names_all_results(table, tmp_path):
+    from stainseq import store
+
+    slide = ss.datasets.toy_slide(seed=0)
+    slide.tables["counts_spots"].uns["metagene.0"] = table.uns["metagene.0"]
+    slide.tables["counts_spots"].uns["markers"] = table.uns["markers"]
+    store.create(tmp_path / "a.zarr", slide, step="convert", parameters={})
+    holds = {e["name"]: e["holds"] for e in ss.io.info(tmp_path / "a.zarr")["elements"]}
+    assert holds["counts_spots"] == "98 x 60 of spots, int32 csr; results markers, metagene.0"

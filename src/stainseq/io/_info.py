@@ -10,6 +10,7 @@ from .. import keys
 from .._text import counted
 from ..errors import FormatError, MissingError, StainseqError, StoreError
 from . import _cohort
+from ._view import of_file, results
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -45,8 +46,6 @@ def info(path: str | os.PathLike[str], *, repair: bool = True) -> dict[str, Any]
     """
     path = Path(path)
     if path.suffix in (".h5ad", ".h5mu") and path.is_file():
-        from ._view import of_file
-
         return of_file(path)
     if (path / "model.json").is_file():
         return _model(path)
@@ -198,9 +197,8 @@ def _annotation(sdata: SpatialData, name: str) -> str:
     of = f" of {region if isinstance(region, str) else ', '.join(region)}" if region is not None else ""
     form = getattr(table.X, "format", None)
     dtype = getattr(table.X, "dtype", "no values")
-    results = [c.removesuffix(".rank") for c in table.var if c.endswith(".rank")]
-    results += [c.removesuffix(".domain") for c in table.obs if c.endswith(".domain")]
-    also = f"; results {', '.join(results)}" if results else ""
+    found = [entry["name"] for entry in results(table)]
+    also = f"; results {', '.join(found)}" if found else ""
     return f"{table.n_obs:,} x {table.n_vars:,}{of}, {dtype}{f' {form}' if form else ''}{also}"
 
 

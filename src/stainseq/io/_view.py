@@ -350,6 +350,11 @@ def _spacing(xy: np.ndarray) -> float:
 # ---- results of ours -----------------------------------------------------------------------------------------------
 
 
+def results(table: AnnData) -> list[dict[str, str]]:
+    """Results of svg, domains, integrate, markers and metagene in a table: name, kind, holds."""
+    return _results(_InMemory(table))
+
+
 def _results(source: Any) -> list[dict[str, str]]:
     """svg by its columns of var, domains by those of obs, the rest by its entries of uns."""
     out = []
