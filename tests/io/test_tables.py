@@ -115,6 +115,9 @@ def test_analyses_take_mudata(tmp_path, capsys):
     joint = ss.io.read_table(tmp_path / "i.h5ad")
     assert joint.obs["integrated"].nunique() == 3
     assert run(["markers", str(tmp_path / "i.h5ad"), "--domain-key", "integrated", "--min-fold-change", "1"]) == 0
+    made["prot"].obsm["spatial"] = np.zeros((made["prot"].n_obs, 2))
+    two = ss.io.write_table(made, tmp_path / "two.h5mu")
+    assert run(["integrate", str(two), "--modality", "rna", "--n-domains", "3", "--csv", str(tmp_path / "i.csv")]) == 0
     capsys.readouterr()
     assert run(["svg", str(path), "--modality", "atac"]) == 1
     assert "no modality 'atac'" in capsys.readouterr().err

@@ -237,7 +237,9 @@ def _samples(data: Any, **which: Any) -> dict[str, Expression]:
 
     found: dict[str, Expression] = {}
     for item in data if isinstance(data, (list, tuple)) else [data]:
-        opened = _tables.open_path(item) if isinstance(item, (str, os.PathLike)) else item
+        opened = (
+            _tables.open_path(item, modality=which.get("table_key")) if isinstance(item, (str, os.PathLike)) else item
+        )
         part = _tables.expression(opened, several=True, **which)
         for name, rows in part.samples.items():
             label = name or _name(item, opened, len(found))
