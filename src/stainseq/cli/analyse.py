@@ -120,7 +120,8 @@ def svg(
     }
 
     def show(console: Console) -> None:
-        own = [c for c in found.columns if c not in ("gene", "padj", "svg", "rank")]
+        # As many as fit a line; files hold all.
+        own = [c for c in found.columns if c not in ("gene", "padj", "svg", "rank")][:8]
         shown = table("rank>", "gene", *(f"{c}>" for c in own), "padj>")
         for row in genes[:10]:
             cells = (_value(row[c]) for c in own)
