@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 import stainseq as ss
+from stainseq import store
 from stainseq.cli._run import run
 from stainseq.core.genes import highly_variable
 from stainseq.errors import InputError, MissingError, StoreError
@@ -139,3 +140,13 @@ def test_command_with_samples_and_options(table, tmp_path, capsys):
     assert figures["genes"][0]["rank"] == 1
     assert run(["svg", str(path), "--csv", str(tmp_path / "no" / "x.csv")]) == 1
     assert "no such folder" in capsys.readouterr().err
+
+
+def test_kernels_survive_in_a_store(tmp_path):
+    sdata = store.create(tmp_path / "toy.zarr", ss.datasets.toy_slide(seed=0), step="convert", parameters={})
+    ss.tl.svg(sdata, method="spatialde2", kernel_space={"SE": [200.0]}, hvg=10)
+    ss.tl.svg(sdata, method="spatialde")
+    back = store.open(tmp_path / "toy.zarr")["counts_spots"].uns
+    assert back["spatialde2"]["kernels"]["l"].eq(200.0).all()
+    assert back["spatialde2"]["params"]["hvg"] == 10
+    assert len(back["spatialde"]["kernels"]) == 10 * back["spatialde"]["tested"]
