@@ -301,6 +301,21 @@ def test_many_polygons_are_painted_and_few_are_drawn_alike(cells, monkeypatch):
     assert np.abs(paths - painted).mean() < 2
 
 
+def test_long_polygons_are_seen_whole_and_in_crops_that_miss_their_centre():
+    import geopandas as gpd
+    from shapely.geometry import box
+    from spatialdata import SpatialData
+    from spatialdata.models import ShapesModel
+    from spatialdata.transformations import Identity
+
+    shapes = gpd.GeoDataFrame(geometry=[box(0, 0, 1000, 10), box(0, 40, 20, 60)], index=["long", "short"])
+    slide = SpatialData(shapes={"x": ShapesModel.parse(shapes, transformations={"um": Identity()})})
+    ax = _maps(ss.pl.spatial(slide, region="x"))[0]
+    assert ax.get_xlim() == (-30, 1030)
+    cropped = _maps(ss.pl.spatial(slide, region="x", crop_um=(900, 0, 990, 50)))[0]
+    assert len(next(c for c in cropped.collections if isinstance(c, PolyCollection)).get_paths()) == 1
+
+
 def test_holes_stay_open(cells):
     figure = ss.pl.spatial(cells, color="g", region="cells", scale_bar=False, panel_inches=6)
     figure.canvas.draw()

@@ -58,6 +58,11 @@ class Marks:
 
     def inside(self, box: Box) -> np.ndarray:
         """Which of them touch a box."""
+        if isinstance(self.polygons, np.ndarray):
+            import shapely
+
+            low_x, low_y, high_x, high_y = shapely.bounds(self.polygons).T
+            return (high_x > box[0]) & (low_x < box[2]) & (high_y > box[1]) & (low_y < box[3])
         x, y = self.xy.T
         r = self.radius
         return (x + r > box[0]) & (x - r < box[2]) & (y + r > box[1]) & (y - r < box[3])

@@ -382,6 +382,12 @@ def view(found: Marks | None, crop_um: Box | None, image: Any) -> Box:
             raise InputError(f"an empty crop {crop_um}", fix="give min_x, min_y, max_x, max_y in um")
         return x0, y0, x1, y1
     if found is not None and len(found.xy):
+        if isinstance(found.polygons, np.ndarray):
+            import shapely
+
+            x0, y0, x1, y1 = (float(v) for v in shapely.total_bounds(found.polygons))
+            margin = 0.03 * max(x1 - x0, y1 - y0)
+            return x0 - margin, y0 - margin, x1 + margin, y1 + margin
         margin = float(np.max(found.radius)) * 2
         low, high = found.xy.min(0) - margin, found.xy.max(0) + margin
         return float(low[0]), float(low[1]), float(high[0]), float(high[1])
