@@ -127,6 +127,22 @@ def test_layers_with_counts_are_counts():
     assert _holds(found, "counts") == "int32 csc, counts, 1 to 1, 0.0 % zeros"
 
 
+@pytest.mark.parametrize("form", ["csr_matrix", "csc_matrix", "dense"])
+def test_tables_that_are_not_in_memory(form, tmp_path):
+    """Backed and Dask matrices are read in pieces, and told as what they are in memory."""
+    import dask.array as da
+
+    counts = np.random.default_rng(0).poisson(0.7, (20, 4)).astype(np.int32)
+    made = _bare(counts if form == "dense" else getattr(sparse, form)(counts))
+    made.write_h5ad(tmp_path / "a.h5ad")
+    want = _holds(ss.io.view(made), "X").split(", ", 1)[1]
+    backed = anndata.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    assert _holds(ss.io.view(backed), "X").split(", ", 1)[1] == want
+    backed.file.close()
+    lazy = _bare(da.from_array(counts, chunks=(7, 4)).map_blocks(sparse.csr_matrix))
+    assert _holds(ss.io.view(lazy), "X").split(", ", 1)[1] == want
+
+
 def test_mudata_and_slides(table, tmp_path):
     import mudata
 

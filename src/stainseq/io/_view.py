@@ -117,7 +117,8 @@ class _Matrix:
         step = max(1, _BLOCK // per_row)
         for start in range(0, self.data.shape[0], step):
             part = self.data[start : start + step]
-            yield np.asarray(part.compute() if hasattr(part, "compute") else part)
+            part = part.compute() if hasattr(part, "compute") else part
+            yield np.asarray(part.toarray() if hasattr(part, "toarray") else part)
 
 
 class _InMemory:
