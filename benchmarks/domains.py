@@ -1,9 +1,10 @@
 """Spatial domains: agreement with expert labels, choice of the setting, speed and memory.
 
-    python benchmarks/domains.py ari --methods kriging spagcn     adjusted Rand index, mean and spread over seeds
+    python benchmarks/domains.py ari                              adjusted Rand index, mean and spread over seeds
     python benchmarks/domains.py select                           how kriging's setting was chosen
     python benchmarks/domains.py scale --cells 1000000            seconds and peak memory on simulated cells
     python benchmarks/domains.py speed                            SpaGCN on the fixture of 1,500 spots
+    python benchmarks/domains.py fixture FILE.npz                 that fixture, for benchmarks/spagcn_reference.py
 
 Data: the folder named by STAINSEQ_DATA, else ../shared/data beside the repository.
 """
@@ -35,7 +36,7 @@ from stainseq.domains._inputs import check, one_thread
 DATA = Path(os.environ.get("STAINSEQ_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 NAMES = ("BZ5", "BZ9", "BZ14", "BY3", "151510", "MOB")
 GROUPS = {"mPFC": ("BZ5", "BZ9", "BZ14"), "mVC": ("BY3",), "DLPFC": ("151510",), "MOB": ("MOB",)}
-BARS = dict(zip(NAMES, (0.84, 0.57, 0.80, 0.73, 0.49, 0.63), strict=True))  # best of three k-means, see `baselines`
+RESULTS = Path(__file__).resolve().parent / "results"
 
 
 class Labelled(NamedTuple):
@@ -82,16 +83,6 @@ def load(name: str) -> Labelled:
     return Labelled(counts, spots[["x", "y"]].to_numpy(float), codes(spots["layer"]), "square")
 
 
-def baselines(data: Labelled, seed: int) -> dict[str, np.ndarray]:
-    """k-means on 15 principal components: plain, and averaged over 6 and 30 neighbours."""
-    scores = pca(log1p_cp10k(data.counts), 15).scores
-    out = {}
-    for k in (0, 6, 30):
-        smooth = scores[nearest(data.coordinates, k)].mean(axis=1) if k else scores
-        out[f"k-means of PCs, {k} neighbours"] = clusters.kmeans(smooth, data.k, seed=seed)
-    return out
-
-
 def assign(name: str, data: Labelled, seed: int, **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
     module = registry.load("domains", name)
     X = data.counts if getattr(module, "WANTS", "") == "counts" else log1p_cp10k(data.counts)
@@ -100,29 +91,87 @@ def assign(name: str, data: Labelled, seed: int, **options: Any) -> tuple[np.nda
 
 
 def ari(args: argparse.Namespace) -> None:
-    rows: dict[str, dict[str, list[float]]] = {}
-    labelings: dict[tuple[str, str], list[np.ndarray]] = {}
-    for name in args.data:
+    """One record per method, data set and seed, kept in a file: what is there already is not run again."""
+    kept = records(args.json)
+    done = {(r["method"], r["data"], r["seed"]) for r in kept}
+    for name, m, seed in itertools.product(args.data, args.methods, range(args.seeds)):
+        if (m, name, seed) in done:
+            continue
         data = load(name)
-        for seed in range(args.seeds):
-            found = baselines(data, seed) if args.baselines else {}
-            for m in args.methods:
-                found[m] = assign(m, data, seed)[0]
-                found[f"{m}, refined"] = refine(found[m], data.coordinates, layout=data.layout)
-            for m, labels in found.items():
-                rows.setdefault(m, {}).setdefault(name, []).append(data.score(labels))
-                labelings.setdefault((m, name), []).append(labels)
-        print(f"done {name}", flush=True)
-    print("| method | " + " | ".join(args.data) + " | mean of the first five | stability |")
-    print("|---" * (len(args.data) + 3) + "|")
-    for m, by in rows.items():
-        cells = [f"{np.mean(v):.3f} ± {np.std(v):.3f}" for v in by.values()]
-        five = [np.mean(by[n]) for n in NAMES[:5] if n in by]
-        steady = np.mean([clusters.stability(labelings[m, n]) for n in by]) if args.seeds > 1 else np.nan
-        print(f"| {m} | " + " | ".join(cells) + f" | {np.mean(five):.3f} | {steady:.3f} |")
-    print("| best of three k-means, chosen by label | " + " | ".join(f"{BARS[n]:.2f}" for n in args.data) + " | | |")
-    if args.json:
-        Path(args.json).write_text(json.dumps(rows))
+        wall, cpu = time.perf_counter(), time.process_time()
+        labels = BASELINES[m](data, seed) if m in BASELINES else assign(m, data, seed)[0]
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        refined = refine(labels, data.coordinates, layout=data.layout)
+        kept.append({
+            "method": m, "data": name, "seed": seed, "ari": data.score(labels), "refined": data.score(refined),
+            "cpu_s": round(cpu, 2), "wall_s": round(wall, 2), "labels": "".join(chr(48 + k) for k in labels),
+        })  # fmt: skip
+        print(f"{m} {name} seed {seed}: {kept[-1]['ari']:.3f}, refined {kept[-1]['refined']:.3f}, {cpu:.1f} CPU-s",
+              flush=True)  # fmt: skip
+        Path(args.json).write_text("[\n" + ",\n".join(json.dumps(r) for r in kept) + "\n]\n")
+    print(markdown(kept))
+    if args.summary:
+        Path(args.summary).write_text(json.dumps(summary(kept), indent=1) + "\n")
+
+
+def summary(kept: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the table says, one entry per method and data set, with every seed's score."""
+    rows = []
+    for m, n in dict.fromkeys((r["method"], r["data"]) for r in kept):
+        mine = [r for r in kept if (r["method"], r["data"]) == (m, n)]
+        labels = [list(r["labels"]) for r in mine]
+        rows.append({
+            "method": m, "data": n, "seeds": [r["seed"] for r in mine],
+            "ari": [round(r["ari"], 4) for r in mine], "refined": [round(r["refined"], 4) for r in mine],
+            "stability": round(clusters.stability(labels), 4) if len(labels) > 1 else None,
+            "cpu_s": [r["cpu_s"] for r in mine],
+        })  # fmt: skip
+    return rows
+
+
+def records(path: str) -> list[dict[str, Any]]:
+    return json.loads(Path(path).read_text()) if Path(path).exists() else []
+
+
+def _smoothed(k: int) -> Any:
+    def run(data: Labelled, seed: int) -> np.ndarray:
+        """k-means on 15 principal components, averaged over k neighbours."""
+        scores = pca(log1p_cp10k(data.counts), 15).scores
+        smooth = scores[nearest(data.coordinates, k)].mean(axis=1) if k else scores
+        return clusters.kmeans(smooth, data.k, seed=seed)
+
+    return run
+
+
+BASELINES = {f"k-means of PCs, {k} neighbours": _smoothed(k) for k in (0, 6, 30)}
+METHODS = ("kriging", "kmeans", "spagcn", "deepst")
+PUBLISHED = {  # mean of 20 runs, Genome Biology 2024, s13059-024-03361-0
+    "SpaGCN": (0.357, 0.319, 0.372, 0.443, 0.444), "DeepST": (0.464, 0.430, 0.372, 0.394, 0.444),
+    "STAGATE": (0.229, 0.326, 0.238, 0.283, 0.453), "GraphST": (0.286, 0.533, 0.724, 0.537, 0.443),
+    "CCST": (0.433, 0.449, 0.416, 0.496, 0.376), "ADEPT": (0.749, 0.525, 0.775, 0.594, 0.496),
+}  # fmt: skip
+
+
+def markdown(kept: list[dict[str, Any]]) -> str:
+    """The table of docs/domains.md: mean ± standard deviation over seeds."""
+    lines = ["| method | " + " | ".join(NAMES) + " | mean of the first five | stability | CPU-s, 151510 |",
+             "|---" * (len(NAMES) + 4) + "|"]  # fmt: skip
+    for m in (*BASELINES, *METHODS):
+        for kind, label in (("ari", m), ("refined", f"{m}, refined")):
+            by = {n: [r[kind] for r in kept if r["method"] == m and r["data"] == n] for n in NAMES}
+            if not any(by.values()) or (m in BASELINES and kind == "refined"):
+                continue
+            cells = [f"{np.mean(v):.3f} ± {np.std(v, ddof=1):.3f}" if len(v) > 1 else "" for v in by.values()]
+            five = [np.mean(by[n]) for n in NAMES[:5] if by[n]]
+            same = [[list(r["labels"]) for r in kept if r["method"] == m and r["data"] == n] for n in NAMES]
+            steady = f"{np.mean([clusters.stability(x) for x in same if len(x) > 1]):.3f}" if kind == "ari" else ""
+            cpu = [r["cpu_s"] for r in kept if r["method"] == m and r["data"] == "151510" and kind == "ari"]
+            lines.append(f"| {label} | " + " | ".join(cells) + f" | {np.mean(five):.3f} | {steady} | "
+                         + (f"{np.median(cpu):.1f}" if cpu else "") + " |")  # fmt: skip
+    for m, values in PUBLISHED.items():
+        cells = [f"{v:.3f}" for v in values]
+        lines.append(f"| *{m}, published* | " + " | ".join(cells) + f" | | {np.mean(values):.3f} | | |")
+    return "\n".join(lines)
 
 
 GRID = {"n_genes": (500, 1000, 2000), "n_shared": (6, 12, 18, 30), "n_components": (5, 8, 10, 15, 20),
@@ -214,6 +263,12 @@ def fixture() -> Labelled:
     return Labelled(found.counts, found.coordinates, found.layer.astype(np.int64), "hexagon")
 
 
+def write_fixture(args: argparse.Namespace) -> None:
+    """For benchmarks/spagcn_reference.py, which runs without stainseq."""
+    data = fixture()
+    np.savez_compressed(args.out, counts=data.counts.toarray(), xy=data.coordinates, layer=data.truth)
+
+
 def speed(args: argparse.Namespace) -> None:
     """SpaGCN end to end and step by step; measured for SpaGCN 1.2.7 on the same fixture: see the constants."""
     from stainseq.core import de
@@ -258,11 +313,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sub = parser.add_subparsers(required=True)
     p = sub.add_parser("ari")
-    p.add_argument("--methods", nargs="*", default=["kriging", "kmeans", "spagcn", "deepst"])
+    p.add_argument("--methods", nargs="*", default=[*BASELINES, *METHODS])
     p.add_argument("--data", nargs="*", default=list(NAMES))
     p.add_argument("--seeds", type=int, default=5)
-    p.add_argument("--baselines", action="store_true")
-    p.add_argument("--json")
+    p.add_argument("--json", default="domains_ari.json", help="records of all runs, labels included")
+    p.add_argument("--summary", default=str(RESULTS / "domains_ari.json"), help="scores of every seed, for the docs")
     p.set_defaults(run=ari)
     p = sub.add_parser("select")
     p.set_defaults(run=select)
@@ -271,6 +326,9 @@ def main() -> None:
     p.add_argument("--cells", type=int, default=353_762)
     p.add_argument("--genes", type=int, default=300)
     p.set_defaults(run=scale)
+    p = sub.add_parser("fixture")
+    p.add_argument("out")
+    p.set_defaults(run=write_fixture)
     p = sub.add_parser("speed")
     p.add_argument("--seed", type=int, default=0)
     p.set_defaults(run=speed)
