@@ -118,7 +118,7 @@ def write_experiment(
                 if integrated is not None:
                     written.append(INTEGRATED + (tables.H5MU if tables.is_mudata(integrated) else tables.H5AD))
                     tables.write_table(integrated, stage / written[-1])
-                listed.to_csv(stage / METADATA, sep="\t", index_label="sample", lineterminator="\n")
+                (stage / METADATA).write_text(_as_tsv(listed), encoding="utf-8", newline="")
                 files.sync_tree(stage)
                 old = [f for f in _own_files(folder) if f not in written]
                 files.write_json(stage / "commit.json", {"stage": stage.name, "move": written, "remove": old})
@@ -262,6 +262,15 @@ def _listed(samples: Mapping[str, Any], metadata: DataFrame | None, folder: Path
     if len(set(folded)) < len(folded):
         raise InputError("two samples differ in case alone", where=folder, fix="rename one: some disks know no case")
     return table
+
+
+def _as_tsv(table: DataFrame) -> str:
+    import csv
+
+    text: str = table.to_csv(sep="\t", index_label="sample", lineterminator="\n")
+    if "\r" in text:  # which is quoted by itself only where it ends lines
+        text = table.to_csv(sep="\t", index_label="sample", lineterminator="\n", quoting=csv.QUOTE_ALL)
+    return text
 
 
 def _reference(sample: Any, name: str, folder: Path) -> str:

@@ -80,6 +80,15 @@ def test_what_is_saved_comes_back(tmp_path, made):
     assert listed == {"metadata.tsv"} | {f"{m}/{n}.h5ad" for n, m in metadata["modality"].items()}
 
 
+def test_metadata_may_hold_any_text(tmp_path):
+    odd = ["a\rb", "tab\there", 'a "quote"', "new\nline", " NA", "", "\r\n", "é中"]
+    metadata = pd.DataFrame({"x": odd, "y\r": odd[::-1]}, index=[f"s{i}" for i in range(len(odd))])
+    ss.io.write_experiment({n: _table(0) for n in metadata.index}, tmp_path / "e", metadata=metadata)
+    back = ss.io.read_experiment(tmp_path / "e").metadata
+    assert back["x"].tolist() == odd
+    assert back["y\r"].tolist() == odd[::-1]
+
+
 def test_changes_are_saved_and_samples_that_went_are_removed(tmp_path):
     folder = ss.io.write_experiment({"a": _table(0), "b": _table(1)}, tmp_path / "e", integrated=_table(9))
     (folder / "notes.txt").write_text("mine")
