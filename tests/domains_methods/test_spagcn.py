@@ -219,7 +219,7 @@ def test_encoder_features_take_the_place_of_colour(cells):
 def test_a_sample_of_rows_says_enough(planted):
     """Trained on a third of the rows, all are assigned nearly as if trained on all."""
     X = log1p_cp10k(planted.counts[:, :600])
-    few, p, z, info = spagcn.assign(X, coordinates=planted.coordinates, n_domains=7, sample_rows=500)
+    few, p, z, _ = spagcn.assign(X, coordinates=planted.coordinates, n_domains=7, sample_rows=500)
     assert clusters.adjusted_rand(few, planted.layer) > 0.85
     assert len(np.unique(few)) == 7
     assert p.shape == (1500, 7)
