@@ -32,7 +32,7 @@ from conftest import whole_slide as make_slide  # noqa: E402
 
 from stainseq import store  # noqa: E402
 from stainseq.errors import StoreError  # noqa: E402
-from stainseq.store import content, files, metadata  # noqa: E402
+from stainseq.store import elements, files, metadata  # noqa: E402
 
 EVENTS = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "open"}
 MOST_TIMED = 50
@@ -145,7 +145,7 @@ def state(path: Path, kind: str) -> str | None:
     if NAMES[kind] not in slide:
         return None
     folder = path / kind / NAMES[kind]
-    return content.element_folder(folder, kind, element=None if kind == "tables" else slide[NAMES[kind]])
+    return elements.stored_fingerprint(folder, kind, element=None if kind == "tables" else slide[NAMES[kind]])
 
 
 def complaints(path: Path, kind: str | None) -> list[str]:

@@ -14,7 +14,8 @@ import numpy as np
 from .. import keys
 from ..core import frames
 from ..errors import InputError
-from ._images import Picture, sampled
+from ._images import sampled
+from ._picture import Picture, raster
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -199,26 +200,11 @@ def image_element(picture: Picture, *, mpp: float, others: Mapping[str, float] |
     others
         Further coordinate systems and their units per level-0 pixel.
     """
-    from spatialdata.models import Image2DModel
-    from spatialdata.transformations import Identity, Scale, set_transformation
-    from xarray import DataArray, Dataset, DataTree
+    from spatialdata.transformations import Identity, Scale
 
     to = {name: Scale([k, k], axes=("x", "y")) for name, k in {keys.UM: mpp, **(others or {})}.items()}
-    to = {"global": Identity(), **to}
     levels = [level.transpose(2, 0, 1) for level in picture.levels]
-    names = ["r", "g", "b"]
-    if len(levels) == 1:
-        return Image2DModel.parse(levels[0], dims=("c", "y", "x"), c_coords=names, transformations=to)
-    height, width = levels[0].shape[1:]
-    scales = {}
-    for i, level in enumerate(levels):
-        y, x = ((np.arange(n) + 0.5) * full / n for n, full in zip(level.shape[1:], (height, width), strict=True))
-        array = DataArray(level, dims=("c", "y", "x"), coords={"c": names, "y": y, "x": x})
-        scales[f"scale{i}"] = Dataset({"image": array})
-    tree = DataTree.from_dict(scales)
-    set_transformation(tree, to, set_all=True)
-    Image2DModel().validate(tree)
-    return tree
+    return raster(levels, ["r", "g", "b"], {"global": Identity(), **to})
 
 
 def spots_elements(spots: Spots, *, notes: Notes, scales: Mapping[str, float]) -> tuple[Any, Any]:

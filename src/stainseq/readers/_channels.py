@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-import numpy as np
-
 from ..errors import FormatError
-from ._images import lazy
+from ._picture import lazy
 from ._tiff import PageArray, _check_extent, _ome_mpp, _open
 
 if TYPE_CHECKING:
@@ -88,34 +86,3 @@ def _names(xml: str | None) -> list[str]:
     channels = [c for c in root.iter() if c.tag.rsplit("}", 1)[-1] == "Channel"]
     names = [c.get("Name") or "" for c in channels]
     return names if all(names) and len(set(names)) == len(names) else []
-
-
-def image_element(levels: list[Array], names: list[str], transformations: dict[str, Any]) -> Any:
-    """The image as spatialdata wants it.
-
-    Parameters
-    ----------
-    levels
-        (c, y, x), finest first.
-    names
-        Of the channels.
-    transformations
-        Coordinate system to transformation.
-    """
-    from spatialdata.models import Image2DModel
-    from spatialdata.transformations import set_transformation
-    from xarray import DataArray, Dataset, DataTree
-
-    if len(levels) == 1:
-        return Image2DModel.parse(levels[0], dims=("c", "y", "x"), c_coords=names, transformations=transformations)
-    height, width = levels[0].shape[1:]
-    scales = {}
-    for i, level in enumerate(levels):
-        y, x = ((np.arange(n) + 0.5) * full / n for n, full in zip(level.shape[1:], (height, width), strict=True))
-        scales[f"scale{i}"] = Dataset(
-            {"image": DataArray(level, dims=("c", "y", "x"), coords={"c": names, "y": y, "x": x})}
-        )
-    tree = DataTree.from_dict(scales)
-    set_transformation(tree, transformations, set_all=True)
-    Image2DModel().validate(tree)
-    return tree

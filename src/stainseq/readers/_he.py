@@ -49,8 +49,8 @@ def registered(
     """
     from spatialdata.transformations import Affine
 
-    from ._channels import image_element
     from ._images import open_image
+    from ._picture import raster
     from ._xenium import read_alignment
 
     picture = open_image(path)
@@ -84,7 +84,7 @@ def registered(
             notes(f"the alignment makes its pixels {mpp:.4f} um, its metadata says {picture.mpp[0]:.4f}")
     axes: dict[str, Any] = {"input_axes": ("x", "y"), "output_axes": ("x", "y")}
     to = {"global": Affine(np.diag([1 / pixel_um, 1 / pixel_um, 1.0]) @ um, **axes), keys.UM: Affine(um, **axes)}
-    element = image_element([level.transpose(2, 0, 1) for level in picture.levels], ["r", "g", "b"], to)
+    element = raster([level.transpose(2, 0, 1) for level in picture.levels], ["r", "g", "b"], to)
     if projective is not None:
         notes(f"a projective alignment; its nearest affine, for other tools, is off by up to {off:.2f} um")
         element.attrs[keys.STAMP] = {"projective": projective.tolist()}

@@ -9,7 +9,7 @@ import numpy as np
 import openslide
 
 from ..errors import FormatError
-from ._images import CHUNK, Picture, lazy, window
+from ._picture import CHUNK, Picture, lazy, window
 
 
 class SlideLevel:

@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import InputError, ScaleError
 
 if TYPE_CHECKING:
-    from ._images import Picture
+    from ._picture import Picture
 
 MPP = 0.05, 100.0
 """Microns per pixel of a slide, least and most: an oil-immersion scan has 0.1, a thumbnail of a whole slide 50."""

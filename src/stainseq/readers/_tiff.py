@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from ..errors import FormatError
-from ._images import CHUNK, Decoded, Picture, lazy, window
+from ._picture import CHUNK, Decoded, Picture, lazy, window
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPageSeries

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from ._build import Notes
-    from ._images import Picture
+    from ._picture import Picture
 
 PRIORITY = 30
 

@@ -184,7 +184,8 @@ def _morphology(
     from spatialdata.transformations import Affine, Identity
 
     from . import _xenium
-    from ._channels import image_element, open_channels
+    from ._channels import open_channels
+    from ._picture import raster
 
     levels, names, told = open_channels(bundle.morphology, stack=bundle.is_stack)
     # A re-saved image has pixels of its own; the instrument's hold for images as it wrote them.
@@ -201,7 +202,7 @@ def _morphology(
     pixels = Affine(np.diag([1 / pixel, 1 / pixel, 1]) @ matrix, input_axes=("x", "y"), output_axes=("x", "y"))
     same = np.allclose(pixels.to_affine_matrix(("x", "y"), ("x", "y")), np.eye(3))
     notes(f"morphology: {', '.join(names)}; {levels[0].shape[2]} x {levels[0].shape[1]} px, {own:g} um/px")
-    return image_element(levels, names, {"global": Identity() if same else pixels, keys.UM: um}), pixel
+    return raster(levels, names, {"global": Identity() if same else pixels, keys.UM: um}), pixel
 
 
 def _shapes(bundle: Bundle, cells: Any, to: dict[str, Any], notes: Notes) -> dict[str, Any]:

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -169,37 +168,3 @@ def _update(running: Any, values: np.ndarray) -> None:
         # Variable-length strings: length before text, so that ("ab", "c") is not ("a", "bc").
         encoded = [str(v).encode() for v in values.ravel().tolist()]
         running.update(np.array([len(e) for e in encoded], dtype="<i8").tobytes() + b"".join(encoded))
-
-
-def element_folder(folder: Path, kind: str, *, element: Any = None) -> str:
-    """Fingerprint of a stored element.
-
-    Parameters
-    ----------
-    folder
-        Its folder in a store.
-    kind
-        images, labels, points, shapes or tables.
-    element
-        The opened element, where the kind needs its transformations (all but tables).
-    """
-    import zarr
-
-    if kind == "tables":
-        return zarr_tree(zarr.open_group(folder, mode="r", use_consolidated=False))
-    if kind == "shapes":
-        return shapes(element)
-    if kind == "points":
-        import pyarrow.dataset as ds
-
-        from .points import data_files
-
-        dataset = ds.dataset([str(f) for f in data_files(folder)], format="parquet")
-        columns = [c for c in dataset.schema.names if c != "__null_dask_index__"]  # dask's, not the user's
-        running = Columns(dataset.schema.empty_table().select(columns).schema)
-        for batch in dataset.to_batches(columns=columns, batch_size=1 << 18):
-            running.update(batch)
-        return running.digest(transformations(element))
-    from .images import content_of
-
-    return content_of(element, kind)

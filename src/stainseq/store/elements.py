@@ -308,7 +308,7 @@ def fingerprint(sdata: Any, *, kind: str, name: str) -> str:
     folder = Path(sdata.path) / kind / name if sdata.path is not None else None
     if folder is not None and folder.is_dir():
         element = None if kind == "tables" else getattr(sdata, kind).get(name)
-        return content.element_folder(
+        return stored_fingerprint(
             folder,
             kind,
             element=_reopen(Path(sdata.path), kind, name) if element is None and kind != "tables" else element,
@@ -322,3 +322,33 @@ def fingerprint(sdata: Any, *, kind: str, name: str) -> str:
         if kind == "points":
             return points.content_of(element, Path(scratch))
         return str(_write_table(element.copy(), Path(scratch) / "store", name, {})["content"])
+
+
+def stored_fingerprint(folder: Path, kind: str, *, element: Any = None) -> str:
+    """Fingerprint of a stored element.
+
+    Parameters
+    ----------
+    folder
+        Its folder in a store.
+    kind
+        images, labels, points, shapes or tables.
+    element
+        The opened element, where the kind needs its transformations (all but tables).
+    """
+    import zarr
+
+    if kind == "tables":
+        return content.zarr_tree(zarr.open_group(folder, mode="r", use_consolidated=False))
+    if kind == "shapes":
+        return content.shapes(element)
+    if kind == "points":
+        import pyarrow.dataset as ds
+
+        dataset = ds.dataset([str(f) for f in points.data_files(folder)], format="parquet")
+        columns = [c for c in dataset.schema.names if c != "__null_dask_index__"]  # dask's, not the user's
+        running = content.Columns(dataset.schema.empty_table().select(columns).schema)
+        for batch in dataset.to_batches(columns=columns, batch_size=1 << 18):
+            running.update(batch)
+        return running.digest(content.transformations(element))
+    return images.content_of(element, kind)
