@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..experiment import Experiment, read_experiment, write_experiment
+from ._cohort import convert_cohort
 from ._image import get_image
 from ._info import info
 from ._keypoints import Keypoints, read_keypoints
@@ -21,6 +22,7 @@ __all__ = [
     "Experiment",
     "Keypoints",
     "convert",
+    "convert_cohort",
     "get_image",
     "info",
     "open",
