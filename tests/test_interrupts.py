@@ -108,3 +108,15 @@ def test_a_command_whose_interrupt_was_eaten_says_so(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(_run, "_call", lambda argv: under_a_broad_except() or 0)
     assert cli.run(["info", "x"]) == 1
     assert capsys.readouterr().err.startswith("error: interrupted; nothing half-written is left")
+
+
+def test_one_interrupt_is_raised_once() -> None:
+    """Dropped just before the block ends, it is both sent again and raised there: the caller must see one of them."""
+    for wait in (0.0, 0.5, 0.9, 1.0, 1.1) * 4:
+        with pytest.raises(KeyboardInterrupt), _interrupts.kept():
+            in_a_finaliser()
+            time.sleep(wait * _interrupts.AGAIN_S)
+        until = time.monotonic() + 2 * _interrupts.AGAIN_S
+        while time.monotonic() < until:
+            pass
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from types import FrameType
 from typing import Any
@@ -47,6 +47,10 @@ def kept() -> Iterator[None]:
         seen = True
         raise KeyboardInterrupt
 
+    def note_quietly(number: int, frame: FrameType | None) -> None:
+        nonlocal seen
+        seen = True
+
     def unraisable(what: Any) -> None:
         if issubclass(what.exc_type, KeyboardInterrupt):
             dropped.put(True)
@@ -65,9 +69,13 @@ def kept() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        sys.unraisablehook = hook
+        # What is still under way is noted and raised once, here: it must not land in the caller's next lines.
+        while signal.getsignal(signal.SIGINT) is note:
+            with suppress(KeyboardInterrupt):
+                signal.signal(signal.SIGINT, note_quietly)
         dropped.put(False)
         sender.join()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.unraisablehook = hook
     if seen:
         raise KeyboardInterrupt
