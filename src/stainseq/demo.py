@@ -94,7 +94,7 @@ def run(
             test, truth=keys.counts(keys.SPOTS), prediction=keys.prediction("ridge", keys.SPOTS), seed=seed
         ),
     )
-    step("spatial genes", lambda: tl.svg(test, method="moran", region=keys.SPOTS))
+    step("spatial genes", lambda: tl.svg(test, method="spatialde2", region=keys.SPOTS))
     step("domains", lambda: tl.domains(test, n_domains=6, region=keys.SPOTS, seed=seed))
     metrics |= {
         "held_out": HELD_OUT,

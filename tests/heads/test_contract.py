@@ -14,7 +14,7 @@ from stainseq.heads import _state
 
 FAST = {
     "mlp": {"members": 2, "hidden": 16, "max_epochs": 8, "pca": 8, "patience": 3},
-    "pixel2gene": {"epochs": 60, "lr": 2e-3, "batch": 16},
+    "pixel2gene": {"epochs": 30, "lr": 3e-3, "batch": 30},
 }
 CONTEXT = ("ridge", "knn", "mlp")
 CASES = [(name, FAST.get(name, {})) for name in registry.names("heads")]

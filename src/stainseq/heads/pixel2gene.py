@@ -8,6 +8,7 @@ import numpy as np
 
 from ._features import by_rows, open_state
 from ._inputs import canonical_order, check_fit
+from ._mlp import one_thread
 from ._state import State, pack
 
 SEPARABLE = False
@@ -81,7 +82,8 @@ def fit(
     x, y = (
         torch.from_numpy(np.ascontiguousarray(v[order], dtype=np.float32)).to(device or "cpu") for v in (rows.X, scaled)
     )
-    with torch.random.fork_rng(devices=[]):
+    # Layers this small gain nothing from threads, and with one the bits are the same on every machine.
+    with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = network(x.shape[1], y.shape[1]).to(x.device)
         train(net, x, y, epochs=epochs, lr=rate, batch=size)

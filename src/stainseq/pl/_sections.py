@@ -21,6 +21,9 @@ GENES_UP_TO = 2_000
 RANKED = 15
 
 
+_TESTS = {"moran": "Moran's I", "geary": "Geary's C", "spatialde2": "SpatialDE2's score test", "sparkx": "SPARK-X"}
+
+
 class Page:
     """What a report shows of one slide.
 
@@ -328,7 +331,7 @@ class Page:
         marked = table.var[f"{key}.svg"].to_numpy(dtype=bool)
         uns = table.uns.get(key, {})
         method = str(uns.get("params", {}).get("method", key))
-        label = {"moran": "Moran's I", "geary": "Geary's C"}.get(method, method)
+        label = _TESTS.get(method, method)
         fdr = float(uns.get("params", {}).get("fdr", 0.05))
         significant = int((table.var[f"{key}.padj"] <= fdr).sum())
         note = (
