@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -92,7 +93,11 @@ def _bare(network: object, batch: object, calls: int) -> float:
 
 def apart(*arguments: str) -> dict[str, object]:
     """Run one part in a process of its own; adds its peak memory."""
-    done = subprocess.run([sys.executable, __file__, "--part", *arguments], check=True, capture_output=True, text=True)
+    # A cache of its own: what an earlier run has encoded must not be found.
+    with tempfile.TemporaryDirectory() as cache:
+        env = {**os.environ, "STAINSEQ_CACHE_DIR": cache}
+        command = [sys.executable, __file__, "--part", *arguments]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
     return json.loads(done.stdout.splitlines()[-1])
 
 
