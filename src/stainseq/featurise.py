@@ -15,6 +15,7 @@ from . import engine, image, keys, regions, store
 from ._progress import progress
 from .core import registration
 from .errors import MissingError
+from .lineage import claim, ids_fingerprint
 from .spec import fingerprint, fingerprint_file
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def write_features(
     from . import encoders
 
     name = encoder_name(encoder)
+    claim(sdata, key_added or table_name(name, region), step="features")
     where = regions.get(sdata, region)
     opened = image.open_image(sdata, image_key)
     network = encoders.load(name, weights=Path(weights) if weights else None, device=device, precision=precision)
@@ -158,6 +160,7 @@ def write_pooled(
     sdata: SpatialData, tokens: np.ndarray, to_um: np.ndarray, *, region: str, key_added: str, about: dict[str, Any]
 ) -> AnnData:
     """Mean of a dense map under every region; see `pp.pool`."""
+    claim(sdata, key_added, step="pool")
     where = regions.get(sdata, region)
     values = regions.pool(tokens, to_um, where)
     table = region_table(values, where, region)
@@ -184,8 +187,3 @@ def region_table(values: np.ndarray, where: Any, region: str) -> AnnData:
     table = AnnData(X=np.asarray(values), obs=obs)
     table.obsm[keys.SPATIAL] = np.asarray(where.centres_um, dtype=float)
     return TableModel.parse(table, region=region, region_key=keys.REGION_KEY, instance_key=keys.INSTANCE_KEY)
-
-
-def ids_fingerprint(ids: np.ndarray) -> str:
-    """Names a set of regions in their order."""
-    return fingerprint("ids", "\n".join(map(str, ids)).encode())

@@ -41,7 +41,15 @@ def load(kind: str, name: str) -> ModuleType:
     table = _table(kind)
     if name not in table:
         raise MissingError(f"no {kind.rstrip('s')} named {name!r}", fix=f"one of: {', '.join(sorted(table))}")
-    return importlib.import_module(table[name]["module"])
+    try:
+        return importlib.import_module(table[name]["module"])
+    except ModuleNotFoundError as e:
+        if not table[name]["module"].startswith(str(e.name)):
+            raise
+        raise MissingError(
+            f"{name!r} is announced by a package that does not hold it ({table[name]['module']})",
+            fix="install that package again, or remove it",
+        ) from e
 
 
 def default(kind: str) -> str:
@@ -60,7 +68,7 @@ def describe(kind: str) -> list[dict[str, Any]]:
         return describe_all()
     rows = []
     for name, info in sorted(_table(kind).items()):
-        missing = [m for m in info["needs"] if importlib.util.find_spec(m) is None]
+        missing = [m for m in info["needs"] if not _is_there(m)]
         rows.append(
             {
                 "name": name,
@@ -89,12 +97,19 @@ def _table(kind: str) -> dict[str, dict[str, Any]]:
     for point in entry_points(group=f"stainseq.{kind}"):
         table[point.name] = {
             "module": point.value,
-            "needs": (),
+            "needs": (point.value,),
             "default": False,
             "priority": 0,
             "summary": f"from {point.value}",
         }
     return table
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of a package around it
+        return False
 
 
 def _constants(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import stainseq as ss
 from stainseq import image, regions, store
 from stainseq.cli import run
 from stainseq.core import registration
-from stainseq.errors import InputError, MissingError
+from stainseq.errors import InputError, MissingError, StoreError
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,9 @@ def test_refusals(slides: dict[bool, Path]) -> None:
     with pytest.raises(MissingError, match="no region"):
         ss.pp.aggregate(sdata, region="absent")
     with pytest.raises(MissingError, match="no points"):
-        ss.pp.aggregate(sdata, region="cells", points="absent")
+        ss.pp.aggregate(sdata, region="cells", points="absent", key_added="mine")
+    with pytest.raises(StoreError, match="made by convert"):
+        ss.pp.aggregate(sdata, region="cells")
 
 
 def test_the_commands(slides: dict[bool, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -96,7 +96,7 @@ def test_blocks_ignore_row_order_and_do_not_join_slides():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"block_um": 1e6, "buffer_um": 0}, "1 blocks"),
+        ({"block_um": 1e6, "buffer_um": 0}, "1 block of"),
         ({"block_um": 500, "buffer_um": 1e5}, "no training rows"),
         ({"block_um": 0, "buffer_um": 0}, "block_um"),
     ],

@@ -214,7 +214,7 @@ def test_rows_that_are_no_regions_are_refused(slide):
     table = slide["counts_spots"].copy()
     table.obs_names = [f"x{i}" for i in range(table.n_obs)]
     slide.tables["odd"] = table
-    with pytest.raises(MissingError, match="98 of 98 rows are not among the spots"):
+    with pytest.raises(MissingError, match="98 of 98 rows of the table are not among the spots"):
         ss.pl.spatial(slide, color="MOR0000", table_key="odd")
     del slide.tables["odd"]
 

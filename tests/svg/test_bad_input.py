@@ -8,9 +8,10 @@ import pytest
 from scipy import sparse
 
 import stainseq as ss
+from stainseq import registry
 from stainseq.errors import InputError, MissingError
 
-METHODS = ["moran", "geary", "sparkx", "spatialde", "spatialde2"]
+METHODS = registry.names("svg")
 
 
 @pytest.fixture

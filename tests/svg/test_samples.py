@@ -9,11 +9,12 @@ import pytest
 from scipy import sparse, stats
 
 import stainseq as ss
+from stainseq import registry
 from stainseq.core.autocorr import benjamini_hochberg
 from stainseq.core.chi2mix import log_fisher_combination
 from stainseq.errors import InputError, MissingError
 
-METHODS = ["moran", "geary", "sparkx", "spatialde", "spatialde2"]
+METHODS = registry.names("svg")
 
 
 def slices(n_genes: int = 40, planted: int = 6, sizes: tuple[int, ...] = (90, 70, 110)) -> anndata.AnnData:

@@ -10,11 +10,11 @@ import pytest
 from scipy import sparse
 
 import stainseq as ss
-from stainseq import store
+from stainseq import registry, store
 from stainseq.errors import InputError
 from stainseq.tl import _lazy
 
-METHODS = ["moran", "geary", "sparkx", "spatialde", "spatialde2"]
+METHODS = registry.names("svg")
 FORMS = {"csr": sparse.csr_matrix, "csc": sparse.csc_matrix, "dense": np.asarray}
 TINY = 1e-5
 """GB: ten kilobytes, so that everything is read in many panels."""

@@ -74,9 +74,9 @@ def run(argv: list[str]) -> int:
     quiet = logging.root.manager.disable
     with warnings.catch_warnings():
         if not debug:
-            # Libraries' warnings would bury the one line that matters; --debug shows them.
+            # What libraries log would bury the one line that matters; --debug shows it.
             warnings.simplefilter("ignore")
-            logging.disable(logging.WARNING)
+            logging.disable(logging.CRITICAL)
         try:
             return _guarded(argv, debug)
         finally:

@@ -213,10 +213,10 @@ def by_block(
     blocks = block_labels(coordinates, block_um=block_um, slides=codes)
     n_blocks = int(blocks.max(initial=-1)) + 1
     if n_folds < 2 or n_blocks < n_folds:
+        several = "s"[: n_blocks != 1]
         raise InputError(
-            f"{n_blocks} blocks of {block_um:g} um cannot make {n_folds} folds",
-            where="coordinates",
-            fix="use smaller blocks or fewer (at least two) folds",
+            f"{n_blocks} block{several} of {block_um:g} um cannot make {n_folds} fold{'s'[: n_folds != 1]}",
+            fix="ask for at least two folds (--folds)" if n_folds < 2 else "take smaller blocks (--block-um)",
         )
     labels = group_folds(blocks, n_folds=n_folds, seed=seed)
     folds = []

@@ -63,7 +63,7 @@ def info(path: str | os.PathLike[str], *, repair: bool = True) -> dict[str, Any]
 
 
 def _store(path: Path, repair: bool) -> dict[str, Any]:
-    from .. import store
+    from .. import lineage, store
 
     zipped = path.name.endswith(".zip")
     repaired: list[str] = []
@@ -76,6 +76,9 @@ def _store(path: Path, repair: bool) -> dict[str, Any]:
         else:
             problems = store.problems(path)
     sdata = store.open(path, repair=repair)
+    problems += [
+        f"{name} was made from another {', '.join(of)}: make it again" for name, of in lineage.stale(sdata).items()
+    ]
     steps = store.steps(sdata)
     made = {(s["kind"], s["element"]): str(s.get("step", "")) for s in steps}
     elements = _elements(sdata)

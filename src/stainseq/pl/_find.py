@@ -356,8 +356,8 @@ def _rows(ids: np.ndarray, table: AnnData, region: str) -> np.ndarray:
     rows = pd.Index(ids).get_indexer(table.obs_names)
     if (rows < 0).any():
         raise MissingError(
-            f"{int((rows < 0).sum())} of {table.n_obs} rows are not among the {region}",
-            fix="draw the region that the table belongs to (region=)",
+            f"{int((rows < 0).sum())} of {table.n_obs} rows of the table are not among the {region}",
+            fix="the regions were made anew, or are others: make the table again, or name its own (--region)",
         )
     return np.asarray(rows)
 

@@ -68,7 +68,8 @@ def align(
     dict
         JSON-able: kind, kinds (errors of each kind), matrix (level-0 pixels to um), mpp, rotation_deg, mirrored, n,
         n_used, residual_um and left_out_um (mean, rms, max), landmarks (per landmark), overlap (Dice of tissue and
-        measured regions, before and after), stale (elements computed from the image as it lay before).
+        measured regions, before and after), stale (elements that were made from the image as it lay before, and what
+        was made from those).
 
     Raises
     ------
@@ -81,7 +82,7 @@ def align(
     """
     from spatialdata.transformations import Affine
 
-    from .. import store
+    from .. import lineage, store
 
     if image_key not in sdata.images:
         raise MissingError(
@@ -123,7 +124,7 @@ def align(
         "left_out_um": _told(found.left_out[found.inliers]),
         "landmarks": _rows(source, goal, found),
         "overlap": {"before": before, "after": _overlap(sdata, image_key)},
-        "stale": _stale(sdata, image_key, old),
+        "stale": [name for name in lineage.stale(sdata) if name != image_key],
     }
 
 
@@ -261,15 +262,6 @@ def _pitch(points: np.ndarray) -> float:
     from scipy.spatial import cKDTree
 
     return float(np.median(cKDTree(points).query(points, k=2)[0][:, 1]))
-
-
-def _stale(sdata: SpatialData, image_key: str, old: str) -> list[str]:
-    """Elements that were computed from the image as it lay before."""
-    from .. import store
-
-    return [
-        s["element"] for s in store.steps(sdata) if s["element"] != image_key and old in s.get("inputs", {}).values()
-    ]
 
 
 def _fingerprint(*arrays: np.ndarray) -> str:

@@ -55,8 +55,9 @@ def superpixels(
     InputError
         A side that is not positive or below a pixel, or no tissue.
     """
-    from .. import image, regions
+    from .. import image, lineage, regions
 
+    lineage.claim(sdata, key_added, step="superpixels")
     opened = image.open_image(sdata, image_key)
     step = pitch_um / opened.mpp
     if not step >= 1:
@@ -119,11 +120,14 @@ def aggregate(
     ------
     MissingError
         No such region or points.
+    StoreError
+        The name is taken by something else, such as the counts that the run itself came with.
     """
     import pyarrow.compute as pc
 
-    from .. import regions, store
+    from .. import lineage, regions, store
 
+    lineage.claim(sdata, key_added or keys.counts(region), step="aggregate")
     keep = None if min_qv is None else pc.field("qv") >= float(min_qv)
     counted = regions.aggregate(sdata, region, points, keep=keep)
     store.write_element(
@@ -218,9 +222,10 @@ def quality(
     """
     import pandas as pd
 
-    from .. import image, regions, store
+    from .. import image, lineage, regions, store
     from ..core import quality as core
 
+    lineage.claim(sdata, key_added or f"quality_{region}", step="quality")
     where = regions.get(sdata, region)
     opened = image.open_image(sdata, image_key)
     if where.kind != "grid":

@@ -47,17 +47,25 @@ def tissue(
     Raises
     ------
     InputError
-        There is no tissue on the slide.
+        There is no tissue on the slide, or a length that is not positive.
+    StoreError
+        The name is taken by something that another step made.
     """
     import geopandas as gpd
     import shapely
     from spatialdata.models import ShapesModel
     from spatialdata.transformations import Affine, Identity, Scale
 
-    from .. import image, store
+    from .. import image, lineage, store
     from ..core import registration
     from ..core import tissue as core
 
+    if not mpp > 0 or min_area_um2 < 0 or max_hole_um2 < 0:
+        raise InputError(
+            f"mpp {mpp:g}, min_area_um2 {min_area_um2:g}, max_hole_um2 {max_hole_um2:g}",
+            fix="lengths and areas are positive; 4 um per pixel is usual",
+        )
+    lineage.claim(sdata, key_added, step="tissue")
     opened = image.open_image(sdata, image_key)
     thumb, mask_mpp = image.level_thumbnail(opened, max_px=max(64, round(max(opened.shape) * opened.mpp / mpp)))
     mask = core.tissue_mask(thumb, mpp=mask_mpp, min_area_um2=min_area_um2, max_hole_um2=max_hole_um2)
@@ -130,9 +138,10 @@ def grid(
     from spatialdata.models import ShapesModel
     from spatialdata.transformations import Identity, Scale
 
-    from .. import store
+    from .. import lineage, store
     from ..core import tissue as core
 
+    lineage.claim(sdata, key_added, step="grid")
     if spacing_um <= 0:
         raise InputError(f"spacing_um must be positive, got {spacing_um}")
     if tissue_key not in sdata.shapes:

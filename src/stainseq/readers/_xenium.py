@@ -256,5 +256,5 @@ def check_inside(xy_um: np.ndarray, shape: tuple[int, int], pixel_um: float, *, 
             f"{inside:.0%} of the cells lie in the morphology image, which spans {shape[1] * pixel_um:.0f} x "
             f"{shape[0] * pixel_um:.0f} um",
             where=where,
-            fix="--option morphology_origin_um=[X,Y] says where a cut-out begins; morphology=false leaves it out",
+            fix="of a cut-out or re-saved image: --mpp and --option morphology_origin_um=[X,Y]; or morphology=false",
         )

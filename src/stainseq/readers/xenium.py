@@ -111,7 +111,9 @@ def read(
     if morphology and bundle.morphology:
         image, pixel = _morphology(bundle, pixel, cells, morphology_origin_um, notes)
         elements["images"]["morphology"] = image
-    pixel = pixel or _xenium.PIXEL_UM
+    if not pixel:
+        pixel = _xenium.PIXEL_UM
+        notes(f"neither experiment.xenium nor an image tells the pixel size: {pixel} um, as of every instrument so far")
     to_px = {keys.UM: Identity(), "global": Scale([1 / pixel, 1 / pixel], axes=("x", "y"))}
     if cells is not None:
         elements["shapes"] |= _shapes(bundle, cells, to_px, notes)
@@ -190,6 +192,8 @@ def _morphology(
     levels, names, told = open_channels(bundle.morphology, stack=bundle.is_stack)
     # A re-saved image has pixels of its own; the instrument's hold for images as it wrote them.
     own = told[0] if told is not None else pixel or _xenium.PIXEL_UM
+    if told is None and not pixel:
+        notes(f"nothing tells the pixel size of the morphology image: {own} um, as of every instrument so far")
     pixel = pixel or own
     if bundle.is_stack:
         notes("no focused morphology image: the middle plane of the stack is taken")

@@ -75,7 +75,7 @@ def predict(
     InputError
         The features are of another encoder or scale than the model's.
     """
-    from .. import featurise, regions, registry, store
+    from .. import featurise, lineage, regions, registry, store
     from ..model import Model as Loaded
     from ..model import check_encoder, load
     from ..trainset import COLOUR
@@ -92,6 +92,8 @@ def predict(
             where=sdata.path,
             fix="count first (stainseq aggregate), or --mode infer",
         )
+    name = key_added or keys.prediction(str(config["head"]), region)
+    lineage.claim(sdata, name, step="predict")
     encoder = str(config["encoder"]["name"])
     where = regions.get(sdata, region)
     features, stamp = featurise.ensure_features(
@@ -118,7 +120,7 @@ def predict(
         table.layers["baseline_colour"] = _by_fold(
             ridge, learned.colour[0], learned.colour[1:], colour.X, of_fold, where.centres_um
         )[0]
-    inputs = {"model": learned.fingerprint, image_key: image, region: featurise.ids_fingerprint(where.ids)}
+    inputs = {"model": learned.fingerprint, image_key: image, region: lineage.ids_fingerprint(where.ids)}
     more: dict[str, Any] = {}
     if mode == "enhance":
         from ._enhance import combine
@@ -127,7 +129,7 @@ def predict(
         inputs[measured] = store.fingerprint_of(sdata, measured)
     store.write_element(
         sdata,
-        key_added or keys.prediction(str(config["head"]), region),
+        name,
         table,
         step="predict",
         parameters={"region": region, "head": config["head"], "mode": mode, "image_key": image_key},
