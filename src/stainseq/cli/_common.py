@@ -167,4 +167,6 @@ def show_scores(console: Console, metrics: dict[str, Any]) -> None:
     if ceiling.get("pearson") is not None:
         shown.add_row("noise ceiling", *(number(ceiling.get(m)) if m in ceiling else "" for m in names), "")
     console.print(f"{metrics.get('n', '?')} regions, {len(metrics.get('genes', []))} genes, means over genes")
+    if metrics.get("note"):
+        console.print(metrics["note"])
     console.print(shown)

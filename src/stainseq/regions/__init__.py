@@ -296,7 +296,9 @@ def _module(sdata: SpatialData, name: str) -> Any:
         return labels
     if name in sdata.points and grid.facts(sdata, name) is not None:
         return grid
-    raise MissingError(f"no region named {name!r}", fix=f"one of: {', '.join(names(sdata)) or 'none yet'}")
+    there = ", ".join(names(sdata))
+    fix = f"one of: {there}" if there else "lay some: `stainseq grid` or `stainseq superpixels`"
+    raise MissingError(f"no region named {name!r}", where=sdata.path, fix=fix)
 
 
 def _points(xy_um: np.ndarray) -> np.ndarray:

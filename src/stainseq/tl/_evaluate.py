@@ -108,6 +108,8 @@ def evaluate(
     fold = subset.obs[keys.FOLD].to_numpy() if keys.FOLD in subset.obs else np.full(len(ids), -1)
     result["out_of_fold"] = int((fold >= 0).sum())
     result["truth"], result["prediction"] = truth, prediction
+    if "predicted" in subset.layers:
+        result["note"] = "an enhanced table has seen the counts: its prediction alone is scored"
     return result
 
 

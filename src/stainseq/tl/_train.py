@@ -102,6 +102,11 @@ def train(
     from .._progress import progress
     from ..core.normalize import UNITS
 
+    if n_genes < 1 or (n_folds is not None and n_folds < 2) or not block_um > 0:
+        raise InputError(
+            f"n_genes {n_genes}, n_folds {n_folds}, block_um {block_um:g}",
+            fix="at least one gene (--n-genes), two folds (--folds) and a length that is positive (--block-um)",
+        )
     if normalize not in UNITS:
         raise InputError(f"no normalisation named {normalize!r}", fix=f"one of: {', '.join(UNITS)}")
     start = time.perf_counter()
