@@ -172,7 +172,7 @@ class TestContract:
 
 def test_names_and_missing(slide):
     assert regions.names(slide.sdata) == sorted(KINDS)
-    with pytest.raises(MissingError, match="no region named 'cells'.*; one of: bins, circles"):
+    with pytest.raises(MissingError, match=r"no region named 'cells'.*; one of: bins, circles"):
         regions.get(slide.sdata, "cells")
     with pytest.raises(MissingError, match="no region named 'transcripts'"):
         regions.read_window(slide.sdata, "transcripts", (0, 0, 1, 1))
