@@ -40,6 +40,8 @@ class Expression:
         Rows of each sample that is meant, by name; one entry named "" where the table names none.
     file
         The h5ad file that the table was opened from with its matrices left in it; None otherwise.
+    given
+        The path that the user gave; None for objects.
     """
 
     table: AnnData
@@ -49,6 +51,7 @@ class Expression:
     layer: str | None
     samples: dict[str, np.ndarray] = field(default_factory=dict)
     file: Path | None = None
+    given: Path | None = None
 
     @property
     def matrix(self) -> Any:
@@ -76,7 +79,7 @@ class Expression:
     def where(self) -> str:
         """The table as messages name it."""
         if self.sdata is None:
-            return "the table"
+            return "the table" if self.given is None else str(self.given)
         return f"table {self.name!r} of {self.sdata.path or 'the slide'}"
 
     def column(self, values: np.ndarray, *, fill: Any = np.nan) -> np.ndarray:
@@ -167,7 +170,7 @@ def expression(
     elif tables.is_mudata(data):
         data = tables.modality(data, name=table_key)
     if isinstance(data, AnnData):
-        found = Expression(data, np.arange(data.n_obs), None, None, layer)
+        found = Expression(data, np.arange(data.n_obs), None, None, layer, given=path)
         if hasattr(found.table.X, "dask") or any(hasattr(v, "dask") for v in data.layers.values()):
             found.file = path
     else:
@@ -184,10 +187,14 @@ def expression(
     if not table.n_obs or not table.n_vars:
         raise InputError(f"the table is empty ({table.n_obs} x {table.n_vars})", where=found.where)
     if not table.obs_names.is_unique or not table.var_names.is_unique:
+        ids = not table.obs_names.is_unique
+        names = table.obs_names if ids else table.var_names
+        twice = names[names.duplicated()].unique()
+        told = ", ".join(map(str, twice[:5])) + (", ..." if len(twice) > 5 else "")
         raise InputError(
-            "ids or gene names occur twice",
+            f"{'ids' if ids else 'gene names'} that occur twice: {told}",
             where=found.where,
-            fix="make them unique first (obs_names_make_unique, var_names_make_unique)",
+            fix=f"make them unique first ({'obs' if ids else 'var'}_names_make_unique)",
         )
     found.samples = _samples(table, sample, found.where, several=several)
     found.rows = np.sort(np.concatenate(list(found.samples.values())))
