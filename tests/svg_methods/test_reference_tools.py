@@ -5,6 +5,9 @@ score_test.py, commit 3703cef) with tensorflow-cpu 2.21.0, tensorflow-probabilit
 ``tf.function``'s ``experimental_compile`` mapped to ``jit_compile``; 32 genes of the fixture, total counts over all
 genes as size factors, the ten default kernels; m is exp of its first parameter.
 
+``spatialde2_orders.csv``: its null fit of four genes again, the spots in their own order (0) and in 20 random ones
+(``default_rng(0).permutation(1500)``, one after another).
+
 ``spatialde_1.1.3.csv``: ``SpatialDE.run`` of SpatialDE 1.1.3 with numpy 1.24.4, scipy 1.10.1, pandas 1.5.3 on the table
 that `small_table` makes.
 """
@@ -17,7 +20,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
-from scipy.special import gammaln
 
 from stainseq.core import kernels, scoretest
 from stainseq.svg import spatialde, spatialde2
@@ -39,44 +41,80 @@ def ours(tissue, theirs):
     ).set_index("gene", drop=False)
 
 
-def test_statistics_of_spatialde2_given_its_null(tissue, theirs) -> None:
-    one = theirs.drop_duplicates("gene")
-    m, alpha, sizes = one["m"].to_numpy(), one["alpha"].to_numpy(), tissue.counts.sum(axis=1).astype(float)
-    block = sparse.csc_array(tissue.counts[:, one["gene"]].astype(float))
+def statistics(tissue, lengths: pd.DataFrame, null: pd.DataFrame) -> pd.DataFrame:
+    """U, e and I of each kernel of `lengths` (kernel, l) for each gene of `null` (gene, m, alpha)."""
+    m, alpha, sizes = null["m"].to_numpy(), null["alpha"].to_numpy(), tissue.counts.sum(axis=1).astype(float)
+    block = sparse.csc_array(tissue.counts[:, null["gene"]].astype(float))
     family = scoretest.NullWeights.of(sizes)
     r = scoretest.residuals(block.data, block.indices, block.indptr, m, alpha, sizes)
     x, scale = family.place(m, alpha)
-    for (name, length), rows in theirs.groupby(["kernel", "l"]):
+    found = []
+    for name, length in lengths.itertuples(index=False):
         kernel = kernels.Kernel(name, length)
         if name == "SE":
             op: kernels.Operator = kernels.DenseOperator(kernels.dense(kernel, tissue.coordinates))
         else:
             op = kernels.LowRankOperator(kernels.low_rank_factor(kernel, tissue.coordinates))
         e, information = (family.interpolate(a, x) for a in scoretest.compatible_moments(op, family))
-        np.testing.assert_allclose(0.5 * ((r @ op.factor()) ** 2).sum(axis=1), rows["U"], rtol=1e-8)
-        np.testing.assert_allclose(e * scale, rows["e"], rtol=1e-8)
-        np.testing.assert_allclose(information * scale**2, rows["I"], rtol=1e-8)
+        u = 0.5 * ((r @ op.factor()) ** 2).sum(axis=1)
+        table = {"gene": null["gene"].to_numpy(), "kernel": name, "l": length}
+        found.append(pd.DataFrame({**table, "U": u, "e": e * scale, "I": information * scale**2}))
+    return pd.concat(found, ignore_index=True)
+
+
+def test_statistics_of_spatialde2_given_its_null(tissue, theirs) -> None:
+    found = statistics(tissue, theirs[["kernel", "l"]].drop_duplicates(), theirs.drop_duplicates("gene"))
+    both = theirs.merge(found, on=["gene", "kernel", "l"], suffixes=("", "_ours"))
+    assert len(both) == len(theirs) == 320
+    for name in ("U", "e", "I"):
+        np.testing.assert_allclose(both[f"{name}_ours"], both[name], rtol=1e-8)
 
 
 def log_likelihood(y: np.ndarray, mu: np.ndarray, alpha: float) -> float:
-    r = 1 / alpha
-    return float((gammaln(y + r) - gammaln(r) - (y + r) * np.log1p(alpha * mu) + y * np.log(alpha * mu)).sum())
+    """Of whole counts, without the term of the counts alone; exact down to alpha = 0, where gamma functions are not."""
+    j = np.arange(int(y.max()))
+    above = (y[:, None] > j).sum(axis=0)
+    fall = np.log1p(alpha * mu) / alpha if alpha > 0 else mu
+    return float((above * np.log1p(alpha * j)).sum() - (y * np.log1p(alpha * mu)).sum() - fall.sum() + y @ np.log(mu))
 
 
 def test_statistics_of_spatialde2_with_our_own_null(tissue, theirs, ours) -> None:
+    """Within 1e-5 of SpatialDE2 for every gene, in one order of the spots or another.
+
+    At a dispersion of 1e-8 its likelihood, a difference of logarithms of gamma functions of 1e8, is exact to 5e-7 only:
+    its line search gives up ("precision loss") wherever rounding makes a step look like none, so that the same spots in
+    another order, or its own optimum as the start, give another mean. Ours does not depend on the order.
+    """
     mine = ours.attrs["kernels"].frame()
     np.testing.assert_allclose(mine["l"], theirs["l"], rtol=1e-10)
-    off = np.abs(mine[["U", "e", "I"]] / theirs[["U", "e", "I"]] - 1).max(axis=1).groupby(theirs["gene"]).max()
-    assert (off < 1e-5).sum() >= 30
-    # Of the others SpatialDE2's optimiser stopped short of the maximum.
+
+    def off(other: pd.DataFrame) -> pd.Series:
+        return np.abs(mine[["U", "e", "I"]] / other[["U", "e", "I"]] - 1).max(axis=1).groupby(mine["gene"]).max()
+
+    first = off(theirs)
+    far = first.index[first >= 1e-5]
+    assert len(far) <= 2
+    assert first.max() < 3e-4
+    orders = pd.read_csv(REFERENCE / "spatialde2_orders.csv")
+    gap = (orders["m"] / orders["gene"].map(ours["mean"] / tissue.counts.sum(axis=1).mean()) - 1).abs()
+    null = theirs.drop_duplicates("gene").set_index("gene")[["m", "alpha"]]
+    nearest = orders.loc[gap.groupby(orders["gene"]).idxmin()].set_index("gene")[["m", "alpha"]]
+    null.loc[far] = nearest.loc[far]
+    at = statistics(tissue, theirs[["kernel", "l"]].drop_duplicates(), null.reset_index())
+    at = theirs[["gene", "kernel", "l"]].merge(at, on=["gene", "kernel", "l"], how="left")  # the rows of `mine`
+    assert off(at).max() < 1e-5
+    for gene in far:
+        own = orders[orders["gene"] == gene]
+        assert np.ptp(own["m"]) / own["m"].mean() > 6e-5, "its own spread is as large as the difference"
+        assert (gap[own.index] < 1e-6).mean() > 0.4, "nearly half of its fits are ours"
+
+
+def test_our_null_is_never_less_likely_than_spatialde2s(tissue, theirs, ours) -> None:
     sizes = tissue.counts.sum(axis=1).astype(float)
-    null = theirs.drop_duplicates("gene").set_index("gene")
-    for gene in off.index[off >= 1e-5]:
-        assert off[gene] < 3e-4
-        y = tissue.counts[:, gene].astype(float)
-        best = log_likelihood(y, ours.loc[gene, "mean"] * sizes / sizes.mean(), ours.loc[gene, "alpha"])
-        theirs_at = log_likelihood(y, null.loc[gene, "m"] * sizes, null.loc[gene, "alpha"])
-        assert best > theirs_at - 1e-6  # rounding of the likelihood at a dispersion of 1e-8
+    for _, null in theirs.drop_duplicates("gene").iterrows():
+        y = tissue.counts[:, null["gene"]].astype(float)
+        best = log_likelihood(y, ours.loc[null["gene"], "mean"] * sizes / sizes.mean(), ours.loc[null["gene"], "alpha"])
+        assert best > log_likelihood(y, null["m"] * sizes, null["alpha"]) - 1e-10
 
 
 def test_combined_p_of_spatialde2(theirs, ours) -> None:
