@@ -8,6 +8,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import sparse
 
 import stainseq as ss
 from stainseq import store
@@ -150,3 +151,31 @@ def test_kernels_survive_in_a_store(tmp_path):
     assert back["spatialde2"]["kernels"]["l"].eq(200.0).all()
     assert back["spatialde2"]["params"]["hvg"] == 10
     assert len(back["spatialde"]["kernels"]) == 10 * back["spatialde"]["tested"]
+
+
+def test_nearly_empty_spots_are_told_and_left_out_on_request(table, tmp_path, capsys):
+    counts = table.X.toarray()
+    counts[:2] = 0
+    counts[:2, 0] = [3, 7]
+    table.X = sparse.csr_matrix(counts)
+    assert np.median(counts.sum(axis=1)) > 700
+    found = ss.tl.svg(table, method="spatialde")
+    told = found.attrs["note"]
+    assert f"2 of {table.n_obs} spots" in told
+    assert "at most 7" in told
+    assert table.uns["spatialde"]["note"] == told
+    table.uns.clear()
+    table.write_h5ad(tmp_path / "t.h5ad")
+    arguments = ["svg", str(tmp_path / "t.h5ad"), "--method", "spatialde", "--json", str(tmp_path / "t.json")]
+    assert run([*arguments, "--min-counts", "10"]) == 0
+    assert "note" not in json.loads((tmp_path / "t.json").read_text())
+    without = ss.tl.svg(table[2:].copy(), method="spatialde").set_index("gene")
+    kept = ss.tl.svg(table, method="spatialde", min_counts=10, hvg=20).set_index("gene")
+    assert table.uns["spatialde"]["params"]["min_counts"] == 10
+    pd.testing.assert_frame_equal(kept[without.columns].loc[without.index], without, check_exact=False, rtol=1e-9)
+    given = np.arange(1.0, table.n_obs + 1)
+    mine = ss.tl.svg(table, method="spatialde2", min_counts=10, sizefactors=given).set_index("gene")
+    theirs = ss.tl.svg(table[2:].copy(), method="spatialde2", sizefactors=given[2:]).set_index("gene")
+    np.testing.assert_allclose(mine["log10_pval"], theirs.loc[mine.index, "log10_pval"], rtol=1e-9)
+    with pytest.raises(InputError, match=r"no row has 1000000000 counts.*median"):
+        ss.tl.svg(table, min_counts=10**9)

@@ -32,6 +32,7 @@ def svg(
     n_svg: int = 500,
     fdr: float = 0.05,
     min_spots: int = 3,
+    min_counts: int = 0,
     kernel_space: str | None = None,
     sizefactors: str | None = None,
     obs_dist: Literal["negative_binomial", "normal"] | None = None,
@@ -64,6 +65,8 @@ def svg(
         And only those whose adjusted p-value is at most this (with --compat: whatever it is).
     min_spots
         Genes seen in fewer spots are not tested.
+    min_counts
+        Spots with fewer counts in all are left out; a note tells of spots with hardly any.
     kernel_space
         spatialde2, spatialde: length scales in um as JSON, such as '{"SE": [100, 400]}'.
     sizefactors
@@ -100,6 +103,7 @@ def svg(
         n_svg=n_svg,
         fdr=fdr,
         min_spots=min_spots,
+        min_counts=min_counts,
         key=key,
         csv=csv,
         out=out,

@@ -196,13 +196,6 @@ def _all_rows(chosen: Any, values: np.ndarray) -> np.ndarray:
     return full
 
 
-def _image_features(chosen: Any, name: str) -> np.ndarray:
-    """Rows of a features table, matched by id."""
-    from ._histology import features
-
-    return features(chosen, name)
-
-
 def _layout(xy: np.ndarray) -> str:
     """Tell a hexagonal, a square and a free layout by the number of nearest neighbours at one distance."""
     from scipy.spatial import cKDTree
