@@ -128,6 +128,7 @@ def predict(
     image_key: str = "he",
     mode: Literal["infer", "enhance"] = "infer",
     truth: str | None = None,
+    quality: str | None = None,
     key: Key = None,
     device: str = "auto",
     json: Json = None,
@@ -149,11 +150,15 @@ def predict(
         infer: from the picture alone. enhance: combined with the region's counts, each by what it is worth.
     truth
         Table of counts for enhance; counts_REGION when left out.
+    quality
+        Table of quality (stainseq tissue --quality): what is not good is left out. quality_REGION where it is there;
+        "none" predicts all regions.
     device
         auto, cpu, cuda, mps; for encoding.
     """
     import stainseq as ss
     from stainseq import model as models
+    from stainseq import store
     from stainseq.tl._predict import region_for
 
     learned, sdata = models.load(model), open_to_change(slide)
@@ -170,19 +175,23 @@ def predict(
         image_key=image_key,
         mode=mode,
         truth=truth,
+        quality=quality,
         key_added=key,
         device=device,
     )
     name = key or keys.prediction(str(learned.config["head"]), region)
-    made = sdata.tables[name]
-    out_of_fold = int((made.obs[keys.FOLD] >= 0).sum())
+    made, stamp = sdata.tables[name], store.stamp_of(sdata, name) or {}
+    out_of_fold, left_out = int(stamp["out_of_fold"]), dict(stamp["left_out"])
     result: dict[str, Any] = {"table": name, "n": made.n_obs, "genes": made.n_vars, "out_of_fold": out_of_fold}
+    result["left_out"] = left_out
     text = f"{name}: {made.n_obs} regions x {made.n_vars} genes"
     if out_of_fold:
         text += f"; {out_of_fold} of a training slide, each predicted by the fold that had not seen it"
+    if left_out:
+        text += f"; left out by quality: {', '.join(f'{n} {kind}' for kind, n in left_out.items())}"
     if mode == "enhance":
-        weight = made.layers["weight"]
-        result |= {"measured": int((weight > 0).any(axis=1).sum()), "mean_weight": float(weight.mean())}
+        found = stamp["enhanced"]
+        result |= {"measured": found["measured"], "mean_weight": found["mean_weight"]}
         text += f"; {result['measured']} measured, which count for {result['mean_weight']:.0%} on average"
     emit(result, json, lambda c: c.print(text))
 

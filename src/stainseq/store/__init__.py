@@ -16,6 +16,7 @@ from .. import keys, spec
 from ..errors import FormatError, InputError, MissingError, ScaleError, StoreError
 from . import files, mend, metadata, swap
 from .files import as_store_errors
+from .streams import stream_table
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -41,6 +42,7 @@ __all__ = [
     "set_transformation",
     "stamp_of",
     "steps",
+    "stream_table",
     "write_element",
 ]
 
@@ -120,7 +122,7 @@ def open(path: str | os.PathLike[str], *, repair: bool = True) -> SpatialData:
     """Open a slide.
 
     What an interrupted write left behind is finished or dropped first, where the folder can be written to. Images,
-    labels and points are lazy, shapes and tables are in memory.
+    labels and points are lazy, shapes and tables are in memory; dense matrices above 256 MB are Dask arrays.
 
     Parameters
     ----------
@@ -463,8 +465,6 @@ def _tidy(path: Path) -> None:
 
 
 def _read(path: Path, *, repair: bool) -> SpatialData:
-    import spatialdata
-
     from . import elements
 
     if not any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata")):
@@ -475,7 +475,7 @@ def _read(path: Path, *, repair: bool) -> SpatialData:
         )
     try:
         with elements.quiet():
-            return spatialdata.read_zarr(path)
+            return elements.read_slide(path)
     except (KeyError, ValueError, OSError, TypeError, AttributeError) as e:
         if repair and _relisted(path):
             return _read(path, repair=False)

@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import keys
 from ..errors import InputError, StainseqError, StoreError
-from . import content, images, metadata, points
+from . import content, images, matrices, metadata, points
 from .files import read_json, write_json
 
 _JSON = "json:"
@@ -113,7 +113,9 @@ def check_name(sdata: Any, name: str, kind: str) -> None:
             raise InputError(f"the name {name!r} is taken by {other_kind}/{other}", fix="choose another name")
 
 
-def write(element: Any, folder: Path, *, kind: str, name: str, stamp: dict[str, Any]) -> Path:
+def write(
+    element: Any, folder: Path, *, kind: str, name: str, stamp: dict[str, Any], arrays: Path | None = None
+) -> Path:
     """Write, stamp and check one element.
 
     Parameters
@@ -126,6 +128,8 @@ def write(element: Any, folder: Path, *, kind: str, name: str, stamp: dict[str, 
         What it is and is called.
     stamp
         Its stamp; ``content`` and the facts of the writer are added.
+    arrays
+        Of a table: folder of X and layers that were written already (`matrices.new_arrays`), which move into it.
 
     Returns
     -------
@@ -143,7 +147,7 @@ def write(element: Any, folder: Path, *, kind: str, name: str, stamp: dict[str, 
                 stamp |= _write_shapes(element, store, name)
         else:
             with _as_input_errors(kind, name):
-                stamp |= _write_table(element, store, name, stamp)
+                stamp |= _write_table(element, store, name, stamp, arrays)
         at = store / kind / name
         described = read_json(at / "zarr.json")
         described["attributes"][keys.STAMP] = stamp
@@ -177,13 +181,17 @@ def _write_shapes(element: Any, store: Path, name: str) -> dict[str, Any]:
     return {"content": content.shapes(element), "rows": len(element)}
 
 
-def _write_table(element: Any, store: Path, name: str, stamp: dict[str, Any]) -> dict[str, Any]:
+def _write_table(
+    element: Any, store: Path, name: str, stamp: dict[str, Any], arrays: Path | None = None
+) -> dict[str, Any]:
     import zarr
     from anndata.io import write_elem
     from spatialdata import SpatialData
 
     element.uns[keys.STAMP] = to_uns(stamp)
     SpatialData(tables={name: element}).write(store)
+    if arrays is not None:
+        matrices.take_arrays(arrays, store / "tables" / name)
     group = zarr.open_group(store / "tables" / name, mode="r+", use_consolidated=False)
     more = {"content": content.zarr_tree(group), "shape": list(element.shape)}
     for key, value in to_uns(more).items():
@@ -262,15 +270,15 @@ def _check(element: Any, store: Path, *, kind: str, name: str, stamp: dict[str, 
         index = group["obs"].attrs["_index"]
         got, want = list(group[f"obs/{index}"].shape), [element.n_obs]  # type: ignore[union-attr]
     elif kind == "shapes":
-        got, want = [len(_reopen(store, kind, name))], [len(element)]
+        got, want = [len(reopen(store, kind, name))], [len(element)]
     elif kind == "points":
         import pyarrow.dataset as ds
 
         files = [str(f) for f in points.data_files(store / kind / name)]
         got, want = [ds.dataset(files, format="parquet").count_rows()], [stamp["rows"]]
-        _reopen(store, kind, name)
+        reopen(store, kind, name)
     else:
-        first = images.levels_of(_reopen(store, kind, name))[0]
+        first = images.levels_of(reopen(store, kind, name))[0]
         source = images.levels_of(element)[0]
         got, want = [*first.shape, str(first.dtype)], [*source.shape, str(source.dtype)]
     if got != want:
@@ -279,10 +287,38 @@ def _check(element: Any, store: Path, *, kind: str, name: str, stamp: dict[str, 
         )
 
 
-def _reopen(store: Path, kind: str, name: str) -> Any:
+def reopen(store: Path, kind: str, name: str) -> Any:
+    """A stored element as it is opened with its slide."""
     import spatialdata
 
+    if kind == "tables":
+        import zarr
+
+        group = zarr.open_group(store / kind / name, mode="r", use_consolidated=False)
+        return matrices.read_table(group, max_bytes=matrices.LAZY_ABOVE, dense_only=True)
     return getattr(spatialdata.read_zarr(store, selection=(kind,)), kind)[name]
+
+
+def read_slide(path: Path) -> Any:
+    """A slide as spatialdata opens it, but for large dense matrices of tables: these stay on disk, as Dask arrays.
+
+    Parameters
+    ----------
+    path
+        A slide store.
+    """
+    import spatialdata
+
+    groups = matrices.stored_tables(path)
+    largest = max((matrices.largest_matrix(g, dense_only=True) for g in groups.values()), default=0)
+    if largest <= matrices.LAZY_ABOVE:
+        return spatialdata.read_zarr(path)
+    listed = metadata.elements_listed(path)
+    sdata = spatialdata.read_zarr(path, selection=tuple(k for k in metadata.KINDS if k != "tables"))
+    for name in groups:
+        if listed is None or ("tables", name) in listed:
+            sdata.tables[name] = reopen(path, "tables", name)
+    return sdata
 
 
 def attach(sdata: Any, element: Any, *, kind: str, name: str, stamp: dict[str, Any]) -> None:
@@ -296,7 +332,7 @@ def attach(sdata: Any, element: Any, *, kind: str, name: str, stamp: dict[str, A
         elif kind == "tables" and not _is_lazy(element):
             element.uns[keys.STAMP] = to_uns(stamp)
         elif kind != "shapes":
-            element = _reopen(Path(sdata.path), kind, name)
+            element = reopen(Path(sdata.path), kind, name)
         mapping = getattr(sdata, kind)
         mapping[name] = element
 
@@ -311,7 +347,7 @@ def fingerprint(sdata: Any, *, kind: str, name: str) -> str:
         return stored_fingerprint(
             folder,
             kind,
-            element=_reopen(Path(sdata.path), kind, name) if element is None and kind != "tables" else element,
+            element=reopen(Path(sdata.path), kind, name) if element is None and kind != "tables" else element,
         )
     element = getattr(sdata, kind)[name]
     if kind in ("images", "labels"):

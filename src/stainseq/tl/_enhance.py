@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import keys
+from .._progress import progress
 from ..core import enhance as core
 from ..core.normalize import UNITS
 from ..errors import InputError
@@ -25,18 +26,27 @@ _REACHES = (1.0, 2.0, 4.0)
 
 
 def combine(
-    predicted: AnnData, measured: AnnData, region: Region, *, units: str = UNITS["cp10k"], seed: int = 0
-) -> dict[str, int]:
-    """Put the enhanced expression into a prediction table, in place.
+    out: dict[str, Any],
+    table: AnnData,
+    measured: AnnData,
+    region: Region,
+    *,
+    units: str = UNITS["cp10k"],
+    seed: int = 0,
+) -> dict[str, int | float]:
+    """Put the enhanced expression into a prediction table, gene by gene.
 
     Parameters
     ----------
-    predicted
-        As `predict` makes it, out of fold, rows as in `region`.
+    out
+        Its matrices [regions, genes], read and written in blocks of columns (`store.stream_table`): "predicted" and
+        "spread" hold the out-of-fold prediction, "X", "weight" and again "spread" take the result.
+    table
+        The rest of it, as `predict` makes it; var gets ``enhance.shape``, ``enhance.slope``, ``enhance.reach``.
     measured
         Raw counts of the same regions; rows in any order, regions may be missing.
     region
-        The regions.
+        The regions, in the order of the rows.
     units
         Of the prediction: log1p of counts per 10,000 (the exposure of a region is its depth), or log1p of counts (all
         regions are exposed alike).
@@ -46,13 +56,12 @@ def combine(
     Returns
     -------
     dict
-        How many regions were measured, and how many genes were enhanced.
+        How many regions were measured, how many genes were enhanced, and the mean weight of the measurement.
 
     Notes
     -----
-    ``X`` becomes the enhanced mean, ``layers["predicted"]`` keeps the prediction, ``layers["weight"]`` is the share of
-    the measurement (0 where nothing was measured: there the prediction stands unchanged), ``layers["spread"]`` the
-    posterior standard deviation by the delta method. ``var``: ``enhance.shape``, ``enhance.slope``, ``enhance.reach``.
+    "X" becomes the enhanced mean, "weight" the share of the measurement (0 where nothing was measured: there the
+    prediction stands unchanged), "spread" the posterior standard deviation by the delta method.
 
     Raises
     ------
@@ -62,49 +71,54 @@ def combine(
     import pandas as pd
     from scipy import sparse
 
-    genes = [g for g in predicted.var_names if g in measured.var_names]
-    rows = pd.Index(measured.obs_names).get_indexer(predicted.obs_names)
+    from .._settings import settings
+    from ..store.matrices import column_blocks
+
+    columns = measured.var_names.get_indexer(table.var_names)
+    rows = pd.Index(measured.obs_names).get_indexer(table.obs_names)
     library = np.asarray(measured.X.sum(axis=1), dtype=np.float64).ravel()
     depth = np.where(rows >= 0, library[rows], np.nan)
     known = rows >= 0 if units == UNITS["raw"] else np.nan_to_num(depth) > 0
-    if not genes or not known.any():
+    if (columns < 0).all() or not known.any():
         raise InputError(
             "nothing to enhance: no gene or no measured region in common with the prediction",
             fix="check the ids, or predict with --mode infer",
         )
-    counts = sparse.csc_array(measured[:, genes].X)
     exposure = np.where(known, depth, np.median(depth[known])) / _TARGET
     if units == UNITS["raw"]:
         exposure = np.ones(len(rows))
+    counts = sparse.csc_array(measured.X[:, columns[columns >= 0]])
+    at = np.cumsum(columns >= 0) - 1
     smoothers = _smoothers(region)
-    mean, weight = np.array(predicted.X, dtype=np.float32), np.zeros(predicted.shape, dtype=np.float32)
-    spread = np.array(predicted.layers[keys.SPREAD], dtype=np.float32)
-    fitted = np.full((predicted.n_vars, 3), np.nan)
-    columns = predicted.var_names.get_indexer(genes)
+    fitted, total = np.full((table.n_vars, 3), np.nan), 0.0
 
-    def one(i: int) -> None:
-        j = columns[i]
-        rate = np.expm1(mean[:, j].astype(np.float64))
+    def one(j: int, predicted: np.ndarray, spread: np.ndarray, weight: np.ndarray) -> None:
+        rate = np.expm1(predicted.astype(np.float64))
         y = np.full(len(rows), np.nan)
-        y[known] = np.asarray(counts[:, [i]].todense()).ravel()[rows[known]]
+        y[known] = np.asarray(counts[:, [at[j]]].todense()).ravel()[rows[known]]
         level = max(np.nansum(y) / exposure[known].sum(), 1e-9)
         found = core.enhance(y, np.maximum(rate, _FLOOR * level), exposure=exposure, smoothers=smoothers, seed=seed)
-        mean[known, j] = np.log1p(found.rate[known])
-        spread[known, j] = found.spread[known] / (1 + found.rate[known])
-        weight[:, j] = found.weight
+        predicted[known] = np.log1p(found.rate[known])
+        spread[known] = found.spread[known] / (1 + found.rate[known])
+        weight[:] = found.weight
         reach = _REACHES[found.smoother] if found.smoother >= 0 else 0.0
         fitted[j] = found.shape if np.isfinite(found.shape) else np.nan, found.slope, reach
 
-    from .._settings import settings
-
-    with ThreadPoolExecutor(settings.n_jobs) as pool:
-        list(pool.map(one, range(len(genes))))
-    predicted.layers["predicted"] = np.array(predicted.X)
-    predicted.X = mean
-    predicted.layers[keys.SPREAD], predicted.layers["weight"] = spread, weight
+    with progress("enhance", table.n_vars) as advance, ThreadPoolExecutor(settings.n_jobs) as pool:
+        for block in column_blocks(*table.shape):
+            mean, spread = (np.array(out[k][:, block], dtype=np.float32, order="F") for k in ("predicted", keys.SPREAD))
+            weight = np.zeros(mean.shape, dtype=np.float32, order="F")
+            genes = [j for j in range(block.start, block.stop) if columns[j] >= 0]
+            views = [tuple(a[:, j - block.start] for a in (mean, spread, weight)) for j in genes]
+            list(pool.map(lambda task: one(task[0], *task[1]), zip(genes, views, strict=True)))
+            for name, values in (("X", mean), (keys.SPREAD, spread), ("weight", weight)):
+                out[name][:, block] = values
+            total += float(weight.sum(dtype=np.float64))
+            advance(block.stop - block.start)
     for k, name in enumerate(("shape", "slope", "reach")):
-        predicted.var[f"enhance.{name}"] = fitted[:, k]
-    return {"measured": int(known.sum()), "genes": len(genes)}
+        table.var[f"enhance.{name}"] = fitted[:, k]
+    mean_weight = total / max(table.n_obs * table.n_vars, 1)
+    return {"measured": int(known.sum()), "genes": int((columns >= 0).sum()), "mean_weight": mean_weight}
 
 
 def _smoothers(region: Region) -> list[core.Smoother]:

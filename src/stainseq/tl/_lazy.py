@@ -6,20 +6,29 @@ import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
 
 from ..errors import InputError
+from ..store.matrices import largest_matrix, lazy, read_table, stored_tables
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-_CHUNK_BYTES = 64 << 20
-_DENSE_CHUNK = 512
+__all__ = [
+    "Panels",
+    "Survey",
+    "as_dask",
+    "copy_with_results",
+    "largest_matrix",
+    "read_table",
+    "stored_tables",
+    "survey",
+]
+
 _BLOCK = 1024
 _PANELS = 6
 """Panels that may be alive at once: two held, one read in pieces, joined and turned into columns."""
@@ -215,68 +224,7 @@ def as_dask(values: Any) -> Any:
     stored = getattr(values, "group", values)
     if isinstance(values, np.ndarray) or sparse.issparse(values) or not hasattr(stored, "attrs"):
         return None
-    return _lazy(stored)
-
-
-def stored_bytes(element: Any) -> int:
-    """Bytes that a stored matrix (HDF5 or Zarr, dense or sparse) has in memory."""
-    parts = [element] if hasattr(element, "shape") else [element[k] for k in ("data", "indices", "indptr")]
-    return int(sum(np.prod(p.shape, dtype=float) * p.dtype.itemsize for p in parts))
-
-
-def _lazy(element: Any) -> Any:
-    """Dask array of a stored matrix, in chunks of fixed bytes along the axis it is stored by."""
-    from anndata.experimental import read_elem_lazy
-
-    if hasattr(element, "shape"):
-        width = min(_DENSE_CHUNK, element.shape[1])
-        rows = max(1, _CHUNK_BYTES // (width * element.dtype.itemsize))
-        return read_elem_lazy(element, chunks=(min(int(rows), element.shape[0]), width))
-    shape = tuple(int(k) for k in element.attrs["shape"])
-    major = 1 if element.attrs["encoding-type"] == "csc_matrix" else 0
-    each = max(stored_bytes(element) / max(shape[major], 1), 1.0)
-    chunks = list(shape)
-    chunks[major] = int(np.clip(_CHUNK_BYTES / each, 1, max(shape[major], 1)))
-    return read_elem_lazy(element, chunks=tuple(chunks))
-
-
-def read_table(group: Any, *, max_bytes: float) -> AnnData:
-    """A stored table whose matrices stay on disk where they are larger than `max_bytes`; all else is read.
-
-    Parameters
-    ----------
-    group
-        Open HDF5 file or Zarr group.
-    max_bytes
-        Largest matrix that is read.
-    """
-    from anndata import AnnData
-    from anndata.io import read_elem
-
-    def matrix(element: Any) -> Any:
-        return _lazy(element) if stored_bytes(element) > max_bytes else read_elem(element)
-
-    layers = {k: matrix(group[f"layers/{k}"]) for k in group.get("layers", ())}
-    parts = {k: read_elem(group[k]) for k in ("obs", "var", "uns", "obsm", "varm", "obsp", "varp") if k in group}
-    return AnnData(matrix(group["X"]) if "X" in group else None, layers=layers, **parts)
-
-
-def largest_matrix(group: Any) -> int:
-    """Bytes in memory of the largest of X and layers."""
-    found = [group["X"]] if "X" in group else []
-    found += [group[f"layers/{k}"] for k in group["layers"]] if "layers" in group else []
-    return max((stored_bytes(element) for element in found), default=0)
-
-
-def stored_tables(path: Path) -> dict[str, Any]:
-    """Zarr group of each table of a slide store; none where it is no folder."""
-    import zarr
-
-    folder = path / "tables"
-    if not folder.is_dir():
-        return {}
-    found = sorted(p.name for p in folder.iterdir() if (p / "zarr.json").is_file() or (p / ".zgroup").is_file())
-    return {name: zarr.open_group(folder / name, mode="r", use_consolidated=False) for name in found}
+    return lazy(stored)
 
 
 def copy_with_results(source: str | os.PathLike[str], target: Any, table: AnnData) -> None:

@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from scipy import sparse
 
 from .. import keys
 from ..errors import InputError, MissingError
+from ..quality import usable
+from ..trainset import COLOUR
+from ._blocks import COVERAGE, Work, coverage, fill
+from ._enhance import combine
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from spatialdata import SpatialData
 
     from ..model import Model
-
-ROWS = 20_000
-"""Regions predicted at a time: bounds the memory of neighbours' features and of ensembles."""
 
 
 def predict(
@@ -29,6 +32,7 @@ def predict(
     image_key: str = keys.HE,
     mode: Literal["infer", "enhance"] = "infer",
     truth: str | None = None,
+    quality: str | None = None,
     key_added: str | None = None,
     device: str = "auto",
 ) -> SpatialData:
@@ -37,6 +41,9 @@ def predict(
     Works on a slide with H&E alone (lay a grid first, see `pp.grid`); features are computed when they are missing.
     On a slide that the model has learned from, every region is predicted by the fold model that did not see it (the
     fold of the nearest training region), so that predictions may be compared with the measurement.
+
+    Memory holds a block of regions (of genes, to enhance), never all regions by all genes: the table is written as it
+    is computed, takes its name when it is complete, and stays on disk (as Dask arrays) where a matrix exceeds 256 MB.
 
     Parameters
     ----------
@@ -55,6 +62,9 @@ def predict(
         it is worth (`core.enhance`); regions without counts keep the prediction.
     truth
         Table of counts for "enhance"; default ``counts_<region>``.
+    quality
+        Table of quality (`pp.quality`): regions that are not good get no row. Default ``quality_<region>`` where it is
+        there; "none" predicts all regions.
     key_added
         Name of the table; default ``pred_<head>_<region>``.
     device
@@ -66,83 +76,116 @@ def predict(
         The same object; adds ``tables[key_added]``: X float32 [n, genes] predicted mean (units in uns),
         layers["spread"] predictive standard deviation, layers["baseline_colour"] the colour baseline's prediction,
         var["train_mean"], obs["fold"] (-1: the full model; k: the model that did not see fold k),
-        obsm["spatial"] centres in um. Enhanced tables hold the combined mean in X, layers["predicted"],
+        obs["coverage"] (share of the region that its features saw: that of the feature table, else what lies in the
+        picture), obsm["spatial"] centres in um. Enhanced tables hold the combined mean in X, layers["predicted"],
         layers["weight"] (share of the measurement, 0 to 1) and var["enhance.*"]. The stamp says what the model is and
         how it scored (`Model.facts`).
 
     Raises
     ------
+    MissingError
+        No such image or regions; nothing to enhance from.
     InputError
-        The features are of another encoder or scale than the model's.
+        The features are of another encoder or scale than the model's; no gene in common with the counts to enhance.
     """
-    from .. import featurise, lineage, regions, registry, store
+    from .. import featurise, lineage, regions, store
     from ..model import Model as Loaded
     from ..model import check_encoder, load
-    from ..trainset import COLOUR
 
     if mode not in ("infer", "enhance"):
         raise InputError(f"mode {mode!r} is not one of: infer, enhance")
     learned = model if isinstance(model, Loaded) else load(model)
     config = learned.config
     region = region or region_for(learned, sdata)
-    measured = truth or keys.counts(region)
-    if mode == "enhance" and measured not in sdata.tables:
-        raise MissingError(
-            f"no table {measured!r} to enhance",
-            where=sdata.path,
-            fix="count first (stainseq aggregate), or --mode infer",
-        )
+    _check_image(sdata, image_key)
+    where = regions.get(sdata, region)
+    measured = _measured(learned, sdata, truth or keys.counts(region)) if mode == "enhance" else None
     name = key_added or keys.prediction(str(config["head"]), region)
     lineage.claim(sdata, name, step="predict")
     encoder = str(config["encoder"]["name"])
-    where = regions.get(sdata, region)
     features, stamp = featurise.ensure_features(
-        sdata, region=region, encoder=encoder, weights=weights, image_key=image_key, device=device
-    )
+        sdata, region=region, encoder=encoder, weights=weights, image_key=image_key, device=device,
+        like=config["encoder"],
+    )  # fmt: skip
     found = stamp["encoder"]
     check_encoder(
         config, name=str(found["name"]), encoder_fingerprint=str(found["fingerprint"]), where=sdata.path or region
     )
     image = stamp["inputs"][image_key]
-    of_fold = folds_of(learned, image=image, centres_um=where.centres_um)
-    plugin = registry.load("heads", str(config["head"]))
-    # Neighbours and means over a slide are those of the whole slide, whatever is predicted of it.
-    whole = any(config["options"].get(k) for k in ("context_um", "context_k", "per_slide"))
-    mean, spread = _by_fold(plugin, learned.state, learned.folds, features.X, of_fold, where.centres_um, whole)
-    table = featurise.region_table(mean, where, region)
-    table.var_names = learned.genes
-    table.layers[keys.SPREAD] = spread
-    table.var["train_mean"] = np.asarray(config["gene_mean"], dtype=np.float32)
-    table.obs[keys.FOLD] = of_fold
-    if learned.colour:
-        colour, _ = featurise.ensure_features(sdata, region=region, encoder=COLOUR, image_key=image_key, device="cpu")
-        ridge = registry.load("heads", "ridge")
-        table.layers["baseline_colour"] = _by_fold(
-            ridge, learned.colour[0], learned.colour[1:], colour.X, of_fold, where.centres_um
-        )[0]
+    kept, left_out = usable(sdata, region, where.ids, table_key=quality)
+    rows = np.flatnonzero(kept)
     inputs = {"model": learned.fingerprint, image_key: image, region: lineage.ids_fingerprint(where.ids)}
-    more: dict[str, Any] = {}
-    if mode == "enhance":
-        from ._enhance import combine
-
-        more["enhanced"] = combine(table, sdata.tables[measured], where, units=str(config["units"]))
+    where = where if len(rows) == len(where) else where.take(rows)
+    of_fold = folds_of(learned, image=image, centres_um=where.centres_um)
+    works = [Work(str(config["head"]), learned.state, learned.folds, features.X, rows, config["options"])]
+    if learned.colour:
+        colour, _ = featurise.ensure_features(
+            sdata, region=region, encoder=COLOUR, image_key=image_key, device="cpu",
+            like=featurise.colour_like(config["encoder"]),
+        )  # fmt: skip
+        works.append(Work("ridge", learned.colour[0], learned.colour[1:], colour.X, rows, {}))
+    table = _frame(sdata, where, learned, of_fold)
+    seen = features.obsm.get(COVERAGE)
+    covered = coverage(sdata, where, image_key) if seen is None else np.asarray(seen)[rows].mean(axis=1)
+    table.obs[COVERAGE] = covered.astype(np.float32)
+    if measured is not None:
         inputs[measured] = store.fingerprint_of(sdata, measured)
-    store.write_element(
-        sdata,
-        name,
-        table,
-        step="predict",
-        parameters={"region": region, "head": config["head"], "mode": mode, "image_key": image_key},
-        inputs=inputs,
-        more={
+    mean = "X" if measured is None else "predicted"
+    layers = [(mean, keys.SPREAD), ("baseline_colour", None)][: len(works)]
+    extra = () if measured is None else ("X", "weight")
+    kinds = dict.fromkeys((*(k for pair in layers for k in pair if k), *extra), np.float32)
+    about = {"region": region, "head": config["head"], "mode": mode, "image_key": image_key, "quality": quality}
+    with store.stream_table(sdata, name, table, kinds, step="predict", parameters=about, inputs=inputs) as (out, more):
+        more |= {
             "units": config["units"],
             "encoder": encoder,
             "out_of_fold": int((of_fold >= 0).sum()),
+            "left_out": left_out,
             "model": learned.facts(),
-            **more,
-        },
-    )
+        }
+        fill(out, works, layers, of_fold=of_fold, coordinates=where.centres_um)
+        if measured is not None:
+            more["enhanced"] = combine(out, table, sdata.tables[measured], where, units=str(config["units"]))
     return sdata
+
+
+def _frame(sdata: SpatialData, where: Any, learned: Model, of_fold: np.ndarray) -> AnnData:
+    """The prediction table without its matrices."""
+    from .. import regions
+
+    empty = sparse.csr_matrix((len(where), len(learned.genes)), dtype=np.float32)
+    table = regions.table(where, empty, var_names=learned.genes)
+    table.X = None
+    table.var["train_mean"] = np.asarray(learned.config["gene_mean"], dtype=np.float32)
+    table.obs[keys.FOLD] = of_fold
+    return table
+
+
+def _check_image(sdata: SpatialData, image_key: str) -> None:
+    if image_key not in sdata.images:
+        there = ", ".join(sdata.images) or "none"
+        raise MissingError(
+            f"no image {image_key!r} to predict from: the slide has no H&E",
+            where=sdata.path,
+            fix=f"add it (stainseq convert, stainseq align), or name one by --image-key; images there: {there}",
+        )
+
+
+def _measured(learned: Model, sdata: SpatialData, name: str) -> str:
+    """The table of counts to enhance from."""
+    if name not in sdata.tables:
+        raise MissingError(
+            f"no table {name!r} to enhance",
+            where=sdata.path,
+            fix="count first (stainseq aggregate), or --mode infer",
+        )
+    if not set(learned.genes) & set(sdata.tables[name].var_names):
+        raise InputError(
+            f"nothing to enhance: none of the model's {len(learned.genes)} genes is in {name!r}",
+            where=sdata.path,
+            fix=f"name genes alike (the model's are {', '.join(learned.genes[:3])} ...), or --mode infer",
+        )
+    return name
 
 
 def region_for(model: Model, sdata: SpatialData) -> str:
@@ -188,35 +231,3 @@ def folds_of(model: Model, *, image: str, centres_um: np.ndarray) -> np.ndarray:
         return np.full(len(centres_um), -1)
     _, nearest = cKDTree(rows[["x_um", "y_um"]].to_numpy()).query(centres_um)
     return rows["fold"].to_numpy()[nearest].astype(np.int64)
-
-
-def _by_fold(
-    plugin: Any, full: Any, folds: list[Any], X: Any, of_fold: np.ndarray, coordinates: np.ndarray, whole: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """Predict each region with its own state. Neighbours are looked up over the whole slide, whatever their fold."""
-    out: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    X = np.asarray(X, dtype=np.float32) if len(X) <= ROWS else X
-    for k in np.unique(of_fold):
-        rows = np.flatnonzero(of_fold == k)
-        mean, spread = _in_pieces(plugin, full if k < 0 else folds[k], X, rows, coordinates, whole)
-        out.append((rows, mean, spread))
-    n_genes = out[0][1].shape[1] if out else 0
-    mean, spread = np.empty((len(of_fold), n_genes), np.float32), np.empty((len(of_fold), n_genes), np.float32)
-    for rows, m, s in out:
-        mean[rows], spread[rows] = m, s
-    return mean, spread
-
-
-def _in_pieces(
-    plugin: Any, state: Any, X: Any, rows: np.ndarray, coordinates: np.ndarray, whole: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    slide = np.zeros(len(coordinates), dtype=np.int64)
-    if whole:
-        mean, spread = plugin.predict(state, np.asarray(X, dtype=np.float32), coordinates=coordinates, slides=slide)
-        return mean[rows], spread[rows]
-    pieces = [rows[a : a + ROWS] for a in range(0, len(rows), ROWS)]
-    done = [
-        plugin.predict(state, np.asarray(X[p], dtype=np.float32), coordinates=coordinates[p], slides=slide[p])
-        for p in pieces
-    ]
-    return np.concatenate([m for m, _ in done]), np.concatenate([s for _, s in done])
