@@ -279,7 +279,8 @@ class _TranscriptFile:
     """transcripts.parquet, and before version 2 the same as text, written in pieces."""
 
     def __init__(self, out: Path, version: str) -> None:
-        self._out, self._csv, self._writer = out, version < "2", None
+        self._out, self._csv = out, version < "2"
+        self._writer: Any = None
 
     def add(self, table: pa.Table) -> None:
         import pyarrow.parquet as pq

@@ -164,7 +164,11 @@ def _labels_at(run: Run, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Cell that each transcript lies in (-1 none) and whether it lies in a nucleus, by the masks as the vendor does."""
     if not len(xy):
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool)
-    x, y = np.minimum(np.floor(xy / PIXEL).astype(np.int64), run.side - 1).T
-    top, bottom = int(y.min()), int(y.max()) + 1
-    cell = run.mask(1, top, bottom)[y - top, x].astype(np.int64) - 1
-    return cell, run.mask(0, top, bottom)[y - top, x] > 0
+    x, y = np.floor(xy / PIXEL).astype(np.int64).T
+    cell, nucleus = np.full(len(xy), -1, dtype=np.int64), np.zeros(len(xy), dtype=bool)
+    inside = np.flatnonzero((x < run.side) & (y < run.side))  # a sliver at the far edge lies in no pixel
+    x, y = x[inside], y[inside]
+    top, bottom = (int(y.min()), int(y.max()) + 1) if len(y) else (0, 1)
+    cell[inside] = run.mask(1, top, bottom)[y - top, x].astype(np.int64) - 1
+    nucleus[inside] = run.mask(0, top, bottom)[y - top, x] > 0
+    return cell, nucleus

@@ -46,6 +46,8 @@ class Bundle:
         The image is a stack of depths.
     he, alignment
         H&E image and its alignment, where there are any.
+    masks
+        cells.zarr.zip, or the folder it was unpacked to.
     """
 
     folder: Path
@@ -56,6 +58,7 @@ class Bundle:
     is_stack: bool = False
     he: Path | None = None
     alignment: Path | None = None
+    masks: Path | None = None
 
     @property
     def version(self) -> str:
@@ -87,6 +90,7 @@ def find(path: Path) -> Bundle | None:
         bundle.morphology, bundle.is_stack = _morphology(here)
         bundle.he = _first(here, _HE)
         bundle.alignment = _first(here, _ALIGNMENT)
+        bundle.masks = next((p for p in (here / "cells.zarr.zip", here / "cells.zarr") if p.exists()), None)
         return bundle
     return None
 
@@ -143,7 +147,8 @@ def read_alignment(path: Path) -> np.ndarray:
     if not path.is_file():
         raise MissingError("no such alignment file", where=path, fix="export it from Xenium Explorer")
     try:
-        matrix = np.loadtxt(path, delimiter=",", dtype=np.float64, encoding="utf-8-sig")
+        # Separated by commas from 10x, by blanks from others.
+        matrix = np.loadtxt(path.read_text(encoding="utf-8-sig").replace(",", " ").splitlines(), dtype=np.float64)
     except (ValueError, OSError, UnicodeDecodeError) as e:
         raise FormatError(f"not a matrix ({e})", where=path, fix="give three rows of three numbers") from e
     if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-12:
@@ -225,8 +230,33 @@ def outlines(path: Path) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     ids = as_ids(table.column("cell_id"))
     labels = table.column("label_id").to_numpy() if "label_id" in table.column_names else None
     x, y = (table.column(c).to_numpy().astype(np.float64) for c in ("vertex_x", "vertex_y"))
-    rows, shapes = polygons([ids] if labels is None else [ids, labels], x, y, where=path)
-    return ids[rows], None if labels is None else labels[rows].astype(np.int64), shapes
+    if labels is None:
+        # The first files of version 2 do not number the nuclei of a cell: one ends where it comes back to its start.
+        labels, known = _rings(ids, x, y), False
+    else:
+        known = True
+    rows, shapes = polygons([ids, labels], x, y, where=path)
+    return ids[rows], labels[rows].astype(np.int64) if known else None, shapes
+
+
+def _rings(ids: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """int64 [vertices]: 0 for a cell's first ring, 1 for the next, where rings of a cell follow each other."""
+    ring = np.zeros(len(ids), dtype=np.int64)
+    if not len(ids):
+        return ring
+    start = np.flatnonzero(np.r_[True, ids[1:] != ids[:-1]])
+    stop = np.r_[start[1:], len(ids)]
+    first = np.repeat(start, stop - start)
+    back = (x == x[first]) & (y == y[first]) & (np.arange(len(ids)) > first)
+    back[stop - 1] = False
+    for i in np.flatnonzero(np.add.reduceat(back, start)):
+        at, end, number = start[i], stop[i], 0
+        while at < end:
+            again = np.flatnonzero((x[at + 1 : end] == x[at]) & (y[at + 1 : end] == y[at]))
+            after = at + int(again[0]) + 2 if len(again) else end
+            ring[at:after] = number
+            at, number = after, number + 1
+    return ring
 
 
 def nucleus_ids(cell: np.ndarray, label: np.ndarray | None) -> list[str]:

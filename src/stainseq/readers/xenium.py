@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .. import keys
-from ..errors import InputError, MissingError
+from ..errors import MissingError
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from ._build import Notes
+    from ._masks import Mask
     from ._tables import Counts
     from ._xenium import Bundle
 
@@ -49,6 +50,7 @@ def read(
     controls: bool = False,
     transcripts: bool = True,
     morphology: bool = True,
+    masks: bool = True,
     morphology_origin_um: list[float] | None = None,
     he: str | Path | None = None,
     he_alignment: str | Path | None = None,
@@ -72,8 +74,9 @@ def read(
         5,000-gene run are below.
     controls
         Keep control probes and codewords: as transcripts, and as features in the counts.
-    transcripts, morphology
-        False leaves them out.
+    transcripts, morphology, masks
+        False leaves them out. Masks are the rasters of cells.zarr.zip that the run counted by, and become the labels
+        ``cells_labels`` and ``nuclei_labels``; the column ``label`` of ``cells`` and ``nuclei`` ties them to ids.
     morphology_origin_um
         (x, y) um of the morphology image's first pixel, of a bundle that was cut out.
     he
@@ -98,6 +101,8 @@ def read(
 
     from . import _xenium
     from ._build import NOTES, Notes, used_files
+    from ._cells import shapes
+    from ._masks import open_masks
 
     bundle = _xenium.find(path)
     if bundle is None:
@@ -105,7 +110,7 @@ def read(
     facts = _facts(bundle, facts)
     notes = Notes(facts["slide"])
     pixel = float(mpp or bundle.experiment.get("pixel_size") or 0)
-    elements: dict[str, dict[str, Any]] = {"images": {}, "points": {}, "shapes": {}, "tables": {}}
+    elements: dict[str, dict[str, Any]] = {kind: {} for kind in ("images", "labels", "points", "shapes", "tables")}
     cells = _xenium.cells(bundle) if "cells" in bundle.tables else None
     counts = _counts(bundle, controls=controls, notes=notes)
     if morphology and bundle.morphology:
@@ -116,9 +121,15 @@ def read(
         notes(f"neither experiment.xenium nor an image tells the pixel size: {pixel} um, as of every instrument so far")
     to_px = {keys.UM: Identity(), "global": Scale([1 / pixel, 1 / pixel], axes=("x", "y"))}
     if cells is not None:
-        elements["shapes"] |= _shapes(bundle, cells, to_px, notes)
+        opened = open_masks(bundle.masks, pixel_um=pixel) if masks and bundle.masks is not None else {}
+        elements["shapes"] |= shapes(bundle, cells, opened, to_px, notes)
+        elements["labels"] |= _labels(opened, elements["shapes"], pixel, notes)
         if counts is not None:
-            elements["tables"][keys.counts(keys.CELLS)] = _table(bundle, cells, counts, notes)
+            table = _table(bundle, cells, counts, notes)
+            drawn = elements["shapes"][keys.CELLS]
+            if "label" in drawn:
+                table.obs["label"] = drawn["label"].reindex(table.obs_names, fill_value=0).to_numpy()
+            elements["tables"][keys.counts(keys.CELLS)] = table
     if transcripts and "transcripts" in bundle.tables:
         elements["points"][keys.TRANSCRIPTS] = _points(bundle, counts, min_qv, controls, to_px, notes)
     he_path = Path(he) if he is not None else bundle.he
@@ -163,6 +174,7 @@ def _files(bundle: Bundle, he: Path | None) -> dict[str, Path | None]:
         "morphology": bundle.morphology[0] if bundle.morphology else None,
         "he": he,
         "alignment": bundle.alignment,
+        "masks": bundle.masks if bundle.masks is not None and bundle.masks.is_file() else None,
     }
 
 
@@ -209,51 +221,27 @@ def _morphology(
     return raster(levels, names, {"global": Identity() if same else pixels, keys.UM: um}), pixel
 
 
-def _shapes(bundle: Bundle, cells: Any, to: dict[str, Any], notes: Notes) -> dict[str, Any]:
-    """Outlines of cells (circles of their area where there are none) and of nuclei."""
-    import geopandas as gpd
-    import pandas as pd
+def _labels(masks: dict[str, Mask], shapes: dict[str, Any], pixel: float, notes: Notes) -> dict[str, Any]:
+    """Masks as label elements; their ids are those of the shapes with the same ``label``."""
     import shapely
-    from spatialdata.models import ShapesModel
-
-    from . import _xenium
+    from spatialdata.models import Labels2DModel
+    from spatialdata.transformations import Affine
 
     out = {}
-    ids = pd.Index([str(i) for i in cells.index], dtype=object)
-    if "cell_boundaries" in bundle.tables:
-        owner, _, shapes = _xenium.outlines(bundle.tables["cell_boundaries"])
-        frame = gpd.GeoDataFrame(geometry=shapes, index=pd.Index([str(c) for c in owner], dtype=object))
-        if not frame.index.is_unique:
-            raise InputError(
-                f"{int(frame.index.duplicated().sum())} cells with several outlines",
-                where=bundle.tables["cell_boundaries"],
-                fix="write one outline a cell",
-            )
-        known = ids.intersection(frame.index, sort=False)
-        if len(known) < len(ids):
-            notes(f"{len(ids) - len(known)} of {len(ids)} cells have no outline")
-        if len(known) < len(frame):
-            notes(f"{len(frame) - len(known)} outlines belong to no cell of the cell table and were left out")
-        frame = frame.loc[known]
-    else:
-        area = cells["cell_area"].to_numpy(dtype=float) if "cell_area" in cells else np.full(len(ids), np.nan)
-        radius = np.sqrt(np.where(np.isfinite(area) & (area > 0), area, np.pi * 25.0) / np.pi)
-        centres = shapely.points(cells[["x_centroid", "y_centroid"]].to_numpy())
-        frame = gpd.GeoDataFrame({"radius": radius}, geometry=centres, index=ids)
-        notes("no cell outlines: circles of the cells' area stand for them")
-    frame.index.name = None
-    out[keys.CELLS] = ShapesModel.parse(frame, transformations=to)
-    if "nucleus_boundaries" in bundle.tables:
-        owner, label, shapes = _xenium.outlines(bundle.tables["nucleus_boundaries"])
-        nuclei = gpd.GeoDataFrame(
-            {"cell_id": pd.array([str(c) for c in owner], dtype=object)},
-            geometry=shapes,
-            index=pd.Index(_xenium.nucleus_ids(owner, label), dtype=object),
-        )
-        if label is not None:
-            nuclei["label"] = label
-        out[keys.NUCLEI] = ShapesModel.parse(nuclei, transformations=to)
-        notes(f"{len(nuclei)} nuclei in {len(np.unique(owner.astype(str)))} cells")
+    for name, mask in masks.items():
+        if name not in shapes or "label" not in shapes[name]:
+            notes(f"a mask of {name} without their ids was left out")
+            continue
+        known = shapes[name]["label"].to_numpy() > 0
+        centres = shapely.get_coordinates(shapes[name].geometry.centroid.to_numpy())
+        mask.check(shapes[name]["label"].to_numpy()[known], centres[known])
+        axes: dict[str, Any] = {"input_axes": ("x", "y"), "output_axes": ("x", "y")}
+        to = {
+            keys.UM: Affine(mask.matrix, **axes),
+            "global": Affine(np.diag([1 / pixel, 1 / pixel, 1]) @ mask.matrix, **axes),
+        }
+        out[f"{name}_labels"] = Labels2DModel.parse(mask.raster, dims=("y", "x"), transformations=to)
+        notes(f"mask of {name}: {mask.raster.shape[1]} x {mask.raster.shape[0]} px, {len(mask.labels)} labels")
     return out
 
 

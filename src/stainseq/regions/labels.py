@@ -87,8 +87,9 @@ def load(sdata: Any, name: str) -> Region:
     """Open a labels element as a region.
 
     Ids come from a table that annotates it (``counts_<name>`` before others, then the one with most rows), joined by
-    its column ``label`` or its instance key. Without a table the ids are the labels as text, and the raster is read
-    once for the list of them.
+    its column ``label`` or its instance key; else from the shapes of the same things (``cells`` of ``cells_labels``)
+    by their column ``label``. Without either the ids are the labels as text, and the raster is read once for the list
+    of them.
     """
     element = sdata.labels[name]
     matrix = to_um(element)
@@ -102,6 +103,7 @@ def load(sdata: Any, name: str) -> Region:
     if raster.ndim != 2 or raster.dtype.kind not in "iu":
         raise InputError("labels are whole numbers in two dimensions", where=f"labels {name!r}", fix="convert them")
     listed = _id_table(sdata, name)
+    listed = _id_shapes(sdata, name) if listed is None else listed
     if listed is not None and listed[2] is not None:
         labels, ids, centres = listed
         return Region(name, "labels", np.asarray(centres), Labels(labels, raster, matrix), lambda: ids)
@@ -142,6 +144,23 @@ def _id_table(sdata: Any, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray
     labels = column[rows].astype(np.int64).to_numpy()
     centres = np.asarray(table.obsm[keys.SPATIAL])[rows].astype(np.float64) if keys.SPATIAL in table.obsm else None
     return labels, np.asarray(table.obs_names[rows], dtype=object), centres
+
+
+def _id_shapes(sdata: Any, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Labels, ids and centres of the shapes that outline a labels element."""
+    import shapely
+
+    of = name.removesuffix("_labels")
+    if of == name or of not in sdata.shapes or "label" not in sdata.shapes[of]:
+        return None
+    shapes = sdata.shapes[of]
+    matrix = to_um(shapes)
+    shapes = shapes[shapes["label"] > 0]
+    labels = shapes["label"].to_numpy(dtype=np.int64)
+    if matrix is None or len(np.unique(labels)) < len(labels):
+        return None
+    centres = shapely.get_coordinates(shapes.geometry.centroid.to_numpy())
+    return labels, shapes.index.to_numpy(dtype=object), project(matrix, centres)
 
 
 def window(sdata: Any, name: str, region: Region | None, box: Box) -> Any:
