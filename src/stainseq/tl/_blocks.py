@@ -205,8 +205,8 @@ def coverage(sdata: SpatialData, where: Region, image_key: str = keys.HE) -> np.
     # Only regions near the border are looked at point by point.
     side_um = 8 * where.geometry.spacing_um()
     side = side_um / opened.mpp
-    deep: np.ndarray = ((at > side) & (at < np.array([width, height]) - side)).all(axis=1)
-    out = np.asarray(deep, dtype=np.float32)
+    margin = np.minimum(at, np.array([width, height]) - at).min(axis=1)
+    out = (margin > side).astype(np.float32)
     near = np.flatnonzero(out == 0)
     fine = (np.arange(_SAMPLES) + 0.5) / _SAMPLES
     for y in fine:
