@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..experiment import Experiment, read_experiment, write_experiment
 from ._cohort import convert_cohort
+from ._export import export
 from ._image import get_image
 from ._info import info
 from ._keypoints import Keypoints, read_keypoints
@@ -23,6 +24,7 @@ __all__ = [
     "Keypoints",
     "convert",
     "convert_cohort",
+    "export",
     "get_image",
     "info",
     "open",
