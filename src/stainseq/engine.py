@@ -106,7 +106,7 @@ def encode_points(
     centres_px = _checked(image, centres_um, encoder)
     tile = 2048
     order = windows.tile_order(centres_px, tile)
-    key = _key(image, encoder, "points", np.ascontiguousarray(centres_px))
+    key = key_of(image, encoder.fingerprint(), "points", np.ascontiguousarray(centres_px))
 
     def write(store: np.ndarray, batch: slice, vectors: np.ndarray) -> None:
         store[order[batch]] = vectors
@@ -114,8 +114,8 @@ def encode_points(
     def read(batch: slice) -> np.ndarray:
         return _windows(image, centres_px[order[batch]], encoder)
 
-    run = _run(key, (len(order), encoder.dim), len(order), read, encoder, write, batch_size, progress)
-    return np.load(run.path, mmap_mode="r"), run
+    done = run(key, (len(order), encoder.dim), len(order), read, encoder, write, batch_size, progress)
+    return np.load(done.path, mmap_mode="r"), done
 
 
 def encode_map(
@@ -174,7 +174,7 @@ def encode_map(
     wanted = np.array([keep is None or keep((x, y, x + core * pitch, y + core * pitch)) for x, y in cores])
     lattice, cores = lattice[wanted], cores[wanted]
     centres_px = _checked(image, cores + core * pitch / 2, encoder)
-    key = _key(image, encoder, "map", np.asarray(box_um, dtype=float), halo, dtype, lattice)
+    key = key_of(image, encoder.fingerprint(), "map", np.asarray(box_um, dtype=float), halo, dtype, lattice)
     to_um = np.array([[pitch, 0, corner[0]], [0, pitch, corner[1]], [0, 0, 1.0]])
 
     def write(store: np.ndarray, batch: slice, tokens: np.ndarray) -> None:
@@ -188,11 +188,11 @@ def encode_map(
         return _windows(image, centres_px[batch], encoder)
 
     shape = (rows, cols, encoder.token_dim)
-    run = _run(key, shape, len(lattice), read, encoder.tokens, write, batch_size, progress, dtype=dtype, fill=np.nan)
-    return np.load(run.path, mmap_mode="r"), to_um, run
+    done = run(key, shape, len(lattice), read, encoder.tokens, write, batch_size, progress, dtype=dtype, fill=np.nan)
+    return np.load(done.path, mmap_mode="r"), to_um, done
 
 
-def _run(
+def run(
     key: str,
     shape: tuple[int, ...],
     n: int,
@@ -205,11 +205,31 @@ def _run(
     dtype: str = "float32",
     fill: float = 0.0,
 ) -> Run:
-    """Encode what a journal does not yet vouch for of n windows."""
+    """Encode what a journal does not yet vouch for of n windows.
+
+    Parameters
+    ----------
+    key
+        Name of the cache entry (`key_of`).
+    shape, dtype, fill
+        Of the result, and what it holds where nothing is written.
+    n
+        Windows.
+    read
+        Pixels of a batch of windows, called in a thread of its own.
+    encode
+        From pixels to values, in the caller's thread.
+    write
+        Puts the values of a batch into the result, in a third thread.
+    batch_size
+        Windows a batch.
+    progress
+        Called with the number of windows finished.
+    """
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size} is no number of windows", fix="give 1 or more")
     start = time.perf_counter()
-    with _journalled(key, shape, n, dtype=dtype, fill=fill) as job:
+    with journalled(key, shape, n, dtype=dtype, fill=fill) as job:
         done = job.finished
         edges = [done, *range((done // batch_size + 1) * batch_size, n, batch_size), n]
         batches = [slice(a, b) for a, b in itertools.pairwise(edges) if b > a]
@@ -243,9 +263,10 @@ def _checked(image: LevelStack, centres_um: np.ndarray, encoder: Encoder) -> np.
     return image.to_px(centres_um)
 
 
-def _key(image: LevelStack, encoder: Encoder, *parts: Any) -> str:
+def key_of(image: LevelStack, *parts: Any) -> str:
+    """Name of a cache entry: the content and place of the image, and what else decides the result."""
     scale = [round(float(v), 9) for v in image.to_um.ravel()]
-    return fingerprint(ENGINE_VERSION, image.fingerprint, scale, encoder.fingerprint(), *parts)
+    return fingerprint(ENGINE_VERSION, image.fingerprint, scale, *parts)
 
 
 def _stream(
@@ -358,7 +379,8 @@ class _Job:
 
 
 @contextmanager
-def _journalled(key: str, shape: tuple[int, ...], n: int, *, dtype: str, fill: float) -> Iterator[_Job]:
+def journalled(key: str, shape: tuple[int, ...], n: int, *, dtype: str, fill: float) -> Iterator[_Job]:
+    """A result in the cache and its journal, for one writer; what it lacks is everything behind ``job.finished``."""
     folder = settings.cache_dir / "features" / key
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ import numpy as np
 
 from . import keys
 from .core import registration, windows
+from .core.dense import mirrored
 from .errors import InputError, MissingError, ScaleError
 
 if TYPE_CHECKING:
@@ -188,6 +189,41 @@ def read_box(image: LevelStack, box_um: tuple[float, float, float, float], *, mp
     block = image.read(level, int(y0), int(y1), int(x0), int(x1))
     size = tuple(max(1, round(s * down / factor)) for s in (x1 - x0, y1 - y0))
     return cv2.resize(block, size, interpolation=cv2.INTER_AREA if factor > down else cv2.INTER_LINEAR)
+
+
+def read_frame(image: LevelStack, to_um: np.ndarray, size_px: tuple[int, int]) -> np.ndarray:
+    """A rectangle of any frame, the picture mirrored beyond the slide's edge.
+
+    Parameters
+    ----------
+    image
+        From `open_image`.
+    to_um
+        float [3, 3], from pixels of the result (x, y; pixel i covers [i, i + 1)) to microns; affine or projective.
+    size_px
+        (width, height) of the result.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8 [height, width, 3]. Mirrored, so that what an encoder sees at the edge is tissue and not a white wall.
+    """
+    to_px = image.from_um @ to_um
+    to_px = to_px / to_px[2, 2]
+    factor = float(np.sqrt(abs(np.linalg.det(to_px[:2, :2]))))
+    level = windows.choose_level(image.downsamples, factor)
+    down = image.downsamples[level]
+    to_level = np.diag([1 / down, 1 / down, 1.0]) @ to_px
+    y0, y1, x0, x1 = windows.outline(to_level, size_px)
+    _, height, width = image.levels[level].shape
+    rows, cols = mirrored(np.arange(y0, y1), height), mirrored(np.arange(x0, x1), width)
+    if y0 >= 0 and x0 >= 0 and y1 <= height and x1 <= width:
+        block = image.read(level, y0, y1, x0, x1)
+    else:
+        top, left = int(rows.min()), int(cols.min())
+        block = image.read(level, top, int(rows.max()) + 1, left, int(cols.max()) + 1)
+        block = np.ascontiguousarray(block[rows - top][:, cols - left])
+    return windows.warp(block, (y0, x0), to_level, size_px, factor / down)
 
 
 def extent_um(image: LevelStack) -> tuple[float, float, float, float]:

@@ -148,10 +148,13 @@ def assemble(
         )
     facts, encoder_facts, dropped = [], None, 0
     for i, (sdata, table) in enumerate(zip(slides, tables, strict=True)):
+        # All slides in the way of the first, and the colour baseline looks at what the features look at.
         features, stamp = featurise.ensure_features(
-            sdata, region=region, encoder=encoder, weights=weights, device=device
+            sdata, region=region, encoder=encoder, weights=weights, device=device, like=encoder_facts
         )
-        colour, _ = featurise.ensure_features(sdata, region=region, encoder=COLOUR, device="cpu")
+        colour, _ = featurise.ensure_features(
+            sdata, region=region, encoder=COLOUR, device="cpu", like=featurise.colour_like(stamp["encoder"])
+        )
         if encoder_facts is not None and stamp["encoder"]["fingerprint"] != encoder_facts["fingerprint"]:
             raise InputError(
                 "features of different encoders", where=sdata.path, fix=f"run `stainseq features --encoder {encoder}`"

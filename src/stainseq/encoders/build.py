@@ -56,6 +56,7 @@ def with_options(s: EncoderSpec, options: Mapping[str, Any] | None) -> EncoderSp
 def single(s: EncoderSpec, *, weights: Path | None, device: str, precision: str, runtime: str, n_threads: int,
            seed: int | None) -> Encoder:  # fmt: skip
     """One encoder, by its description."""
+    given = runtime
     if precision == "auto":
         precision = s.dtype if device.startswith("cuda") else "fp32"
     if runtime == "auto" and (s.family not in EXPORTABLE or precision != "fp32"):
@@ -65,10 +66,16 @@ def single(s: EncoderSpec, *, weights: Path | None, device: str, precision: str,
     if runtime in ("onnxruntime", "openvino") and s.family not in (*EXPORTABLE, "colour"):
         raise InputError(f"networks of the family {s.family} run in torch only", where=f"encoder {s.name}",
                          fix="runtime='auto'")  # fmt: skip
+
+    def wider(times: int, arch: Mapping[str, Any] | None = None) -> Encoder:
+        bigger = replace(s, input_px=s.input_px * times, fields_um=tuple(um * times for um in s.fields_um))
+        return single(with_options(bigger, arch), weights=weights, device=device, precision=precision, runtime=given,
+                      n_threads=n_threads, seed=seed)  # fmt: skip
+
     if s.family == "colour":
         from .colour import ColourBackend
 
-        return NetworkEncoder(s, ColourBackend(s), source="")
+        return NetworkEncoder(s, ColourBackend(s), source="", wider=wider)
     if s.loader == "builtin" and seed is None:
         seed = int(s.arch.get("seed", 0))
     if s.loader in ("timm", "transformers", "open_clip", "package", "elsewhere"):
@@ -98,7 +105,7 @@ def single(s: EncoderSpec, *, weights: Path | None, device: str, precision: str,
         backend = MorphologyBackend(graph, n_threads=n_threads)
     else:
         backend = SessionBackend(graph, runtime=runtime, n_threads=n_threads)
-    return NetworkEncoder(s, backend, source=source)
+    return NetworkEncoder(s, backend, source=source, wider=wider if s.family in EXPORTABLE else None)
 
 
 def drawn(net: nn.Module) -> str:

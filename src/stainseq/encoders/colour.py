@@ -17,7 +17,8 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 STATISTICS = 2 + len(QUANTILES)
 DENSITY_STEP, DENSITY_START = 0.0125, -0.8
 """Width of a level and its start, in optical density (base 10): -0.8 to 2.4 holds what 8-bit stains give."""
-GRID = 14
+CELL_PX = 16
+"""Side of a token: 8 um at 0.5 um/px, a superpixel."""
 
 
 def levels(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -72,7 +73,7 @@ class ColourBackend:
     dim = token_dim = 6 * STATISTICS
 
     def __init__(self, spec: EncoderSpec) -> None:
-        self._grid = (GRID, GRID)
+        self._grid = (spec.input_px // CELL_PX, spec.input_px // CELL_PX)
 
     @property
     def token_grid(self) -> tuple[int, int]:
@@ -85,9 +86,10 @@ class ColourBackend:
         return summarise(levels(images), np.arange(n)[:, None], n)
 
     def tokens(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """uint8 [n, h, w, 3] -> float32 [n, 14, 14, 42]: statistics of each cell."""
+        """uint8 [n, h, w, 3] -> float32 [n, h/16, w/16, 42]: statistics of each cell."""
         n, height, width = images.shape[:3]
-        rows, columns = np.arange(height) * GRID // height, np.arange(width) * GRID // width
-        cell = (rows[:, None] * GRID + columns[None]).ravel()
-        groups = np.arange(n)[:, None] * GRID * GRID + cell
-        return summarise(levels(images), groups, n * GRID * GRID).reshape(n, GRID, GRID, -1)
+        ty, tx = self._grid
+        rows, columns = np.arange(height) * ty // height, np.arange(width) * tx // width
+        cell = (rows[:, None] * tx + columns[None]).ravel()
+        groups = np.arange(n)[:, None] * ty * tx + cell
+        return summarise(levels(images), groups, n * ty * tx).reshape(n, ty, tx, -1)

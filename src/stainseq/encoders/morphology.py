@@ -35,7 +35,8 @@ from .morphology_cpu import (
 )
 from .stains import HE_MATRIX
 
-GRID = 14
+CELL_PX = 16
+"""Side of a token: 8 um at 0.5 um/px, a superpixel."""
 RING = ((-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1))
 
 
@@ -151,9 +152,10 @@ class Morphology(nn.Module):
         step = np.array([1.0, 0.8, 1.0]) / (BINS - 1)
         self.spread = _mix(np.eye(3).repeat(BINS, 0) / step.repeat(BINS)[:, None])
         self.register_buffer("hat", torch.arange(float(BINS)).repeat(3).view(1, -1, 1, 1), persistent=False)
-        self.token_grid = (GRID, GRID)
+        side = input_px // CELL_PX
+        self.token_grid = (side, side)
         for i in range(LEVELS):
-            self.register_buffer(f"grid{i}", torch.from_numpy(weights(input_px >> i, GRID)), persistent=False)
+            self.register_buffer(f"grid{i}", torch.from_numpy(weights(input_px >> i, side)), persistent=False)
 
     def maps(self, x: Tensor) -> dict[str, list[Tensor]]:
         """All maps of RGB 0..1 [n, 3, h, w], by kind."""
@@ -227,7 +229,7 @@ class Morphology(nn.Module):
                 mean_std(even)[1] * 100.0]  # fmt: skip
 
     def tokens(self, x: Tensor) -> Tensor:
-        """RGB 0..1 [n, 3, h, w] -> float [n, 14, 14, d]: all maps averaged to cells."""
+        """RGB 0..1 [n, 3, h, w] -> float [n, h/16, w/16, d]: all maps averaged to cells."""
         maps = self.maps(x)
         placed = []
         for kind, first in (("colour", 0), ("gabor", 0), ("histogram", 1), ("blobs", 1), ("nuclei", 1), ("sizes", 1)):

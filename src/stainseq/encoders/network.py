@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -109,10 +110,14 @@ class NetworkEncoder:
         What runs it.
     source
         Fingerprint of the weights.
+    wider
+        The same network on windows so many times as wide, at the same resolution, with entries of the description's
+        `arch` replaced; None where the network is tied to its input side.
     """
 
-    def __init__(self, spec: EncoderSpec, backend: Backend, *, source: str) -> None:
-        self.spec, self.backend, self._source = spec, backend, source
+    def __init__(self, spec: EncoderSpec, backend: Backend, *, source: str,
+                 wider: Callable[[int, Mapping[str, Any] | None], Encoder] | None = None) -> None:  # fmt: skip
+        self.spec, self.backend, self._source, self.wider = spec, backend, source, wider
         self.name, self.input_px, self.fields_um = spec.name, spec.input_px, spec.fields_um
         self.device = backend.device
         self.dim = backend.dim * len(spec.fields_um)
@@ -155,14 +160,19 @@ class NetworkEncoder:
         """
         batch = check_batch(batch, self.spec)
         n, fields = batch.shape[:2]
-        out = np.empty((n * fields, *self.token_grid, self.backend.token_dim), np.float32)
-        self._run(batch, out, self.backend.tokens)
+        out = self.one_field(batch.reshape(-1, *batch.shape[2:]))
         if fields == 1:
             return out
         out = out.reshape(n, fields, *out.shape[1:])
         first = self.fields_um[0]
         parts = [regrid(out[:, i], self.token_grid, part=first / um) for i, um in enumerate(self.fields_um)]
         return np.concatenate(parts, axis=-1)
+
+    def one_field(self, images: Bytes) -> Floats:
+        """uint8 [n, h, w, 3] of any field -> float32 [n, ty, tx, dim], the tokens of that field."""
+        out = np.empty((len(images), *self.token_grid, self.backend.token_dim), np.float32)
+        self._run(images[:, None], out, self.backend.tokens)
+        return out
 
     def _run(self, batch: Bytes, out: Floats, forward: Any) -> None:
         images = batch.reshape(-1, *batch.shape[2:])

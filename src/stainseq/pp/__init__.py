@@ -11,17 +11,21 @@ _WHERE = {
     "align": "_align",
     "feature_map": "_features",
     "features": "_features",
+    "features_from_map": "_features",
     "grid": "_tissue",
     "pool": "_features",
     "quality": "_superpixels",
     "superpixels": "_superpixels",
     "tissue": "_tissue",
 }
-__all__ = ["aggregate", "align", "feature_map", "features", "grid", "pool", "quality", "superpixels", "tissue"]
+__all__ = [
+    "aggregate", "align", "feature_map", "features", "features_from_map", "grid", "pool", "quality", "superpixels",
+    "tissue",
+]  # fmt: skip
 
 if TYPE_CHECKING:
     from ._align import align
-    from ._features import feature_map, features, pool
+    from ._features import feature_map, features, features_from_map, pool
     from ._superpixels import aggregate, quality, superpixels
     from ._tissue import grid, tissue
 

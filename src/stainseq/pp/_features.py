@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .. import keys
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from anndata import AnnData
     from spatialdata import SpatialData
@@ -24,12 +26,21 @@ def features(
     batch_size: int = 32,
     device: str = "auto",
     precision: str = "auto",
+    mode: Literal["auto", "windows", "dense"] = "auto",
+    scales_um: Sequence[float] | None = None,
 ) -> SpatialData:
     """Encode the image around every region.
 
-    The window of each region is read at the encoder's field of view in microns (112 um at 0.5 um/px for most; some
-    look at several fields) whatever the slide's own resolution, white beyond the slide's edge. Finished batches are
-    kept in the feature cache: a killed run resumes inside the slide, and a second run costs nothing.
+    "windows": the window of each region is read at the encoder's field of view in microns (112 um at 0.5 um/px for
+    most; some look at several fields) whatever the slide's own resolution, white beyond the slide's edge.
+
+    "dense": the slide goes through the encoder once, window by window; each region gets the mean of the tokens under
+    it, and of those in wider squares around it, each token by the area that lies in the square. Of the wider squares
+    only tissue on the slide counts. 200 times less work on superpixels, and the cell itself is told from what is
+    around it.
+
+    Finished batches are kept in the feature cache: a killed run resumes inside the slide, and a second run costs
+    nothing.
 
     Parameters
     ----------
@@ -52,15 +63,27 @@ def features(
         "auto" (a GPU when there is one), "cpu", "cuda", ...
     precision
         "auto": float32 on CPU, the encoder's own mixed precision on GPU.
+    mode
+        How regions are encoded; "auto" is dense for grids with a pitch of at most a quarter of the encoder's field
+        (superpixels, bins), and windows for all else. A model remembers the mode and scales it learned from, and
+        prediction takes the same.
+    scales_um
+        Of dense features: sides in um of the squares around each centre, ascending. Default: the grid's pitch (8 for
+        regions that are no grid), 32 (the neighbouring cells) and 112 (what a window sees).
 
     Returns
     -------
     SpatialData
         The same object; adds ``tables[key_added]``: X float32 [n, dim], obs_names the region's ids,
-        obsm["spatial"] centres in um, uns["stainseq"] the encoder, its fingerprint and the inputs.
+        obsm["spatial"] centres in um, uns["stainseq"] the encoder, its fingerprint, mode, scales and the inputs.
+        Dense: X float16 [n, scales * token numbers], ordered by part (member and field), scale, channel;
+        obsm["coverage"] float32 [n, scales], the share of each square that counted. Regions off the slide have
+        coverage 0 and the values of the nearest token on it.
 
     Raises
     ------
+    InputError
+        An unknown mode, scales that do not ascend, or dense features of an encoder without tokens.
     MissingError
         There is no such region, image or encoder.
     AccessError
@@ -78,6 +101,74 @@ def features(
         batch_size=batch_size,
         device=device,
         precision=precision,
+        mode=mode,
+        scales_um=scales_um,
+    )
+    return sdata
+
+
+def features_from_map(
+    sdata: SpatialData,
+    file: str | Path,
+    *,
+    region: str = keys.SUPERPIXELS,
+    key_added: str,
+    mpp: float | None = None,
+    to_um: np.ndarray | None = None,
+    scales_um: Sequence[float] | None = None,
+    image_key: str = keys.HE,
+) -> SpatialData:
+    """Take features from a dense map that another program made.
+
+    Train and predict with ``encoder=key_added``, on slides that all have features of that name.
+
+    Parameters
+    ----------
+    sdata
+        The slide; written to when it is on disk.
+    file
+        .npy or .zarr of [rows, columns, features], or the pickle of iStar's and Pixel2Gene's HIPT embeddings (a dict of
+        cls, sub and rgb; read without running anything in it).
+    region
+        Regions to pool under.
+    key_added
+        Name of the table.
+    mpp
+        Microns per token of a map that starts at the image's first pixel (8 for HIPT embeddings, which are padded at
+        the far ends). Default: a token a bin where the map has the grid's shape, else the map covers the image.
+    to_um
+        float [3, 3] from (column, row) of the map to microns, where it lies otherwise; token i covers [i, i + 1).
+    scales_um
+        Sides in um of the squares whose means become features; default the grid's pitch (8 for other regions) alone.
+    image_key
+        The image that the map was made from.
+
+    Returns
+    -------
+    SpatialData
+        The same object; adds ``tables[key_added]``: X float32 (float16 of a float16 map) [n, scales * features],
+        obsm["coverage"] the share of each square with values (tokens with any NaN do not count).
+
+    Raises
+    ------
+    MissingError
+        No such file, region or image.
+    FormatError
+        A file that is no map, or a pickle with anything but arrays of numbers.
+    ScaleError
+        A map that fits neither the grid nor the image, without `mpp`.
+    """
+    from .. import featurise
+
+    featurise.write_map(
+        sdata,
+        file,
+        region=region,
+        key_added=key_added,
+        mpp=mpp,
+        to_um=to_um,
+        scales_um=scales_um,
+        image_key=image_key,
     )
     return sdata
 
