@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import cv2
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 import spatialdata
+import tifffile
 
 import stainseq as ss
 from stainseq import regions, store
+from stainseq.core import barcodes
 from stainseq.core.grids import project
 from stainseq.errors import FormatError, InputError, MissingError, ScaleError
-from stainseq.readers import visium_hd
+from stainseq.readers import _hd_matrix, visium_hd
 
 
 @pytest.fixture(scope="module")
@@ -133,10 +138,123 @@ def test_options(output) -> None:
     sdata = ss.io.read(folder, bins_um=[16], image="none", segmented=False)
     assert set(sdata.tables) == {"counts_bins_016um"}
     assert not sdata.images
-    with pytest.raises(MissingError, match="no bins of 4 um"):
-        ss.io.read(folder, bins_um=[4])
+    with pytest.raises(InputError, match="bins of 3 um"):
+        ss.io.read(folder, bins_um=[3])
     raw = ss.io.read(folder, bins_um=[16], matrix="raw", image="none", segmented=False)
     assert raw["counts_bins_016um"].n_obs == 25 * 25
+
+
+def test_bins_of_2_um_say_which_cell_they_belong_to(output, slide: Path) -> None:
+    """barcode_mappings.parquet: cells and nuclei are sums of their bins, and the vendor's matrix of cells agrees."""
+    folder, _ = output
+    sdata = ss.io.open(slide)
+    fine = sdata["counts_bins_002um"]
+    mappings = pd.read_parquet(folder / "barcode_mappings.parquet").set_index("square_002um").loc[fine.obs_names]
+    plain = mappings["cell_id"].str.slice(7, 16).astype(float)
+    np.testing.assert_array_equal(fine.obs["cell_id"].astype(object).astype(float), plain)
+    np.testing.assert_array_equal(fine.obs["in_nucleus"], mappings["in_nucleus"])
+    for name, inside in (("cells", mappings["in_cell"]), ("nuclei", mappings["in_nucleus"])):
+        table = sdata[f"counts_{name}"]
+        summed = pd.DataFrame(fine.X.toarray()[inside.to_numpy()]).groupby(plain[inside].astype(int).to_numpy()).sum()
+        want = summed.reindex(table.obs_names.astype(int)).fillna(0).to_numpy()
+        off = np.abs(want - table.X.toarray()).sum(axis=1)
+        # The vendor's cells reach over the edge of the tissue, where bins are not among the filtered ones.
+        assert (off == 0).mean() > (0.9 if name == "cells" else 0.999)
+    assert list(sdata["counts_nuclei"].obs_names) == list(sdata["nuclei"].index)
+
+
+def test_cells_without_a_matrix_are_summed_from_their_bins(output, tmp_path: Path) -> None:
+    folder, _ = output
+    shutil.copytree(folder, tmp_path / "run")
+    (tmp_path / "run/segmented_outputs/filtered_feature_cell_matrix.h5").unlink()
+    own = ss.io.read(folder, matrix="raw", bins_um=[2], image="none")["counts_cells"]
+    summed = ss.io.read(tmp_path / "run", matrix="raw", bins_um=[2], image="none")["counts_cells"]
+    assert list(own.obs_names) == list(summed.obs_names)
+    assert (own.X != summed.X).nnz == 0
+    coarse = ss.io.read(folder, bins_um=[8], image="none")
+    assert "counts_nuclei" not in coarse.tables
+    assert any("no counts of nuclei" in line for line in coarse.attrs["stainseq"]["notes"])
+
+
+@pytest.mark.parametrize("missing", ["matrix", "positions", "all"])
+@pytest.mark.parametrize("kind", ["filtered", "raw"])
+def test_feature_slices_stand_in_for_what_is_missing(output, tmp_path: Path, missing: str, kind: str) -> None:
+    folder, _ = output
+    want = ss.io.read(folder, matrix=kind, image="none", segmented=False)
+    part = tmp_path / "run"
+    shutil.copytree(folder, part, ignore=shutil.ignore_patterns("segmented_outputs", "*.tif"))
+    for square in (part / "binned_outputs").iterdir():
+        for path in [*square.glob("*.h5")] if missing != "positions" else []:
+            path.unlink()
+        if missing == "positions":
+            (square / "spatial/tissue_positions.parquet").unlink()
+        if missing == "all":
+            shutil.rmtree(square)
+    assert visium_hd.sniff(part).startswith("Visium HD")
+    got = ss.io.read(part, matrix=kind, image="none")
+    for size in (2, 8, 16):
+        name = f"bins_{size:03d}um"
+        a, b = want[f"counts_{name}"], got[f"counts_{name}"]
+        # The raw matrix has every bin; feature slices alone tell those with counts.
+        a = a[np.asarray(a.X.sum(axis=1)).ravel() > 0] if missing == "all" and kind == "raw" else a
+        assert list(a.obs_names) == list(b.obs_names)
+        assert (a.X != b.X).nnz == 0
+        assert b.X.dtype == np.int32
+        assert list(a.var_names) == list(b.var_names)
+        np.testing.assert_array_equal(a.obs["in_tissue"], b.obs["in_tissue"])
+        # Without scale factors the pixel size comes from the distance of bins, which a homography stretches a little.
+        np.testing.assert_allclose(a.obsm["spatial"], b.obsm["spatial"], rtol=1e-4, atol=1e-3)
+    told = " ".join(got.attrs["stainseq"]["notes"])
+    assert {"matrix": "counts from", "positions": "places from", "all": "counts and places from"}[missing] in told
+
+
+def test_any_multiple_of_2_um_can_be_made_from_feature_slices(output) -> None:
+    folder, _ = output
+    sdata = ss.io.read(folder, bins_um=[2, 24], matrix="raw", image="none", segmented=False)
+    fine, coarse = sdata["counts_bins_002um"], sdata["counts_bins_024um"]
+    key = fine.obs["array_row"] // 12 * 1000 + fine.obs["array_col"] // 12
+    summed = pd.DataFrame(fine.X.toarray()).groupby(key.to_numpy()).sum()
+    own = coarse.obs["array_row"].to_numpy() * 1000 + coarse.obs["array_col"].to_numpy()
+    np.testing.assert_array_equal(summed.loc[own].to_numpy(), coarse.X.toarray())
+    assert coarse.obs["array_row"].max() == -(-200 // 12) - 1  # the last row of bins is cut off by the array's end
+    assert coarse.obs_names[0] == "s_024um_00000_00000-1"
+
+
+def test_large_matrices_are_read_piece_by_piece(output, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, _ = output
+    want = ss.io.read(folder, image="none")
+    monkeypatch.setattr(_hd_matrix, "LAZY_NONZEROS", 500)
+    monkeypatch.setattr(_hd_matrix, "_BLOCK_NONZEROS", 400)
+    lazy = ss.io.read(folder, image="none")
+    assert lazy["counts_bins_002um"].X.numblocks[0] > 3
+    got = ss.io.convert(folder, tmp_path / "s.zarr", image="none")
+    for name in want.tables:
+        assert (got[name].X != want[name].X).nnz == 0
+        assert got[name].X.dtype == np.int32
+
+
+@pytest.mark.parametrize("name", ["he-raw.btf", "he-raw.tif", "he-raw.ome.tif", "he-raw.jpg"])
+def test_pictures_in_extras(output, tmp_path: Path, name: str) -> None:
+    """The names of the Pixel2Gene folder, opened lazily."""
+    folder, _ = output
+    part = tmp_path / "run"
+    shutil.copytree(folder, part, ignore=shutil.ignore_patterns("segmented_outputs", "*.tif"))
+    picture = tifffile.imread(folder / "microscope_image" / "he.tif")
+    (part / "extras").mkdir()
+    (part / "microscope_image" / "about.json").write_text("{}")
+    if name.endswith(".jpg"):
+        cv2.imwrite(str(part / "extras" / name), picture[:, :, ::-1])
+    else:
+        tifffile.imwrite(
+            part / "extras" / name, picture, bigtiff=name.endswith(".btf"), ome=".ome." in name, tile=(512, 512)
+        )
+    sdata = ss.io.read(part, bins_um=[8])
+    level = next(iter(sdata["he"]["scale0"].values())) if hasattr(sdata["he"], "children") else sdata["he"]
+    assert hasattr(level.data, "dask")
+    got = np.asarray(level.data).transpose(1, 2, 0)
+    assert got.shape == picture.shape
+    assert np.abs(got.astype(int) - picture).mean() < 3
+    assert sdata.attrs["stainseq"]["files"]["image"].endswith(name)
 
 
 @pytest.fixture
@@ -171,6 +289,110 @@ def test_bad_folders(broken: Path) -> None:
     positions.write_bytes(b"PAR1" + b"0" * 100)
     with pytest.raises(FormatError, match="positions cannot be read"):
         ss.io.read(broken, **options)
+    frame.to_parquet(positions)
+    positions.write_bytes(positions.read_bytes()[:-200])
+    with pytest.raises(FormatError, match="positions cannot be read"):
+        ss.io.read(broken, **options)
+
+
+def test_bad_matrices(broken: Path) -> None:
+    path = broken / "binned_outputs" / "square_008um" / "filtered_feature_bc_matrix.h5"
+    options = {"bins_um": [8], "image": "none"}
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(FormatError, match="truncated"):
+        ss.io.read(broken, **options)
+    path.write_bytes(whole)
+    with h5py.File(path, "r+") as h5:
+        names = h5["matrix/barcodes"][:]
+        names[1] = names[0]
+        h5["matrix/barcodes"][:] = names
+    with pytest.raises(InputError, match=f"occur twice in the matrix .{names[0].decode()}"):
+        ss.io.read(broken, **options)
+    path.write_bytes(whole)
+    with h5py.File(path, "r+") as h5:
+        h5["matrix/data"][0] = -1
+    with pytest.raises(InputError, match="negative"):
+        ss.io.read(broken, **options)
+    path.write_bytes(whole)
+    with h5py.File(path, "r+") as h5:
+        h5["matrix/indices"][0] = 99
+    with pytest.raises(FormatError, match="do not fit together"):
+        ss.io.read(broken, **options)
+    path.write_bytes(whole)
+    with h5py.File(path, "r+") as h5:
+        h5.attrs["software_version"] = "spaceranger-9.1.0"
+    with pytest.raises(FormatError, match=r"unknown version of Space Ranger .spaceranger-9.*version=4"):
+        ss.io.read(broken, **options)
+    assert ss.io.read(broken, **options, version=4)["counts_bins_008um"].n_obs
+    with pytest.raises(FormatError, match="unknown version"):
+        ss.io.read(broken, **options, version=2)
+
+
+def test_bad_feature_slices(broken: Path) -> None:
+    shutil.rmtree(broken / "binned_outputs")
+    path = broken / "feature_slice.h5"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(FormatError, match="truncated"):
+        ss.io.read(broken)
+    for change, said in (
+        ({"transform_matrices": None}, "does not tell where bins lie"),
+        ({"nrows": 7}, "bins outside an array of 7"),
+        ({"hd_layout_json": json.dumps({"file_format": "7.0"})}, "unknown format"),
+    ):
+        path.write_bytes(whole)
+        with h5py.File(path, "r+") as h5:
+            told = json.loads(h5.attrs["metadata_json"])
+            h5.attrs["metadata_json"] = json.dumps({**told, **change})
+        with pytest.raises(InputError, match=said):
+            ss.io.read(broken)
+    path.write_bytes(whole)
+    assert set(ss.io.read(broken, image="none").tables) == {f"counts_bins_{s:03d}um" for s in (2, 8, 16)}
+
+
+def test_what_lies_elsewhere(broken: Path, tmp_path: Path) -> None:
+    """Wrong pixel size, a picture of another size, a truncated one, nothing at all, a missing file."""
+    with pytest.raises(ScaleError, match=r"pixel size of 0\.5 um contradict each other.*0\.2738"):
+        ss.io.read(broken, mpp=0.5)
+    picture = broken / "microscope_image" / "he.tif"
+    small = tmp_path / "small.tif"
+    tifffile.imwrite(small, tifffile.imread(picture)[::4, ::4])
+    with pytest.raises(ScaleError, match=r"% of the bins under tissue lie outside the picture"):
+        ss.io.read(broken, image=small)
+    assert ss.io.read(broken, image=small, image_scale=0.25)["he"] is not None
+    picture.write_bytes(picture.read_bytes()[:-5000])
+    with pytest.raises(FormatError, match=r"he\.tif"):
+        ss.io.convert(broken, tmp_path / "s.zarr")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(FormatError, match="an empty folder"):
+        ss.io.read(empty)
+    with pytest.raises(MissingError, match="no Visium HD output"):
+        ss.io.read(empty, platform="visium-hd")
+    (broken / "feature_slice.h5").unlink()
+    with pytest.raises(MissingError, match="no bins of 4 um"):
+        ss.io.read(broken, bins_um=[4])
+    for path in (broken / "binned_outputs" / "square_008um").glob("*.h5"):
+        path.unlink()
+    with pytest.raises(MissingError, match="no matrix of counts of the bins of 8 um"):
+        ss.io.read(broken, bins_um=[8])
+
+
+def test_barcodes_tell_their_place() -> None:
+    rng = np.random.default_rng(0)
+    rows, cols = rng.integers(0, 100_000, (2, 50))
+    text = barcodes.write(16, rows, cols)
+    want = [f"s_016um_{r:05d}_{c:05d}-1" for r, c in zip(rows, cols, strict=True)]
+    assert [bytes(t).decode() for t in text] == want
+    size, row, column = barcodes.read(text)
+    assert size == 16
+    np.testing.assert_array_equal(row, rows)
+    np.testing.assert_array_equal(column, cols)
+    for at, letter in ((0, b"t"), (20, b"2"), (8, b"x"), (2, b"1")):
+        wrong = text.copy()
+        wrong[7, at] = letter[0]
+        assert barcodes.read(wrong) is None
 
 
 def test_the_real_positions_and_scales(data_dir: Path) -> None:
@@ -179,7 +401,7 @@ def test_the_real_positions_and_scales(data_dir: Path) -> None:
 
     square = data_dir / "visium_hd_schema" / "seurat" / "binned_outputs" / "square_016um"
     bins = _hd.Bins(16, square)
-    grid = _hd.read_grid(bins, bins.scales())
+    grid = _hd.read_grid(bins)
     assert grid.shape == (419, 419)
     assert grid.residual_px < 1.0
     assert np.linalg.det(grid.transform[:2, :2]) < 0

@@ -10,10 +10,12 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import InputError, StoreError
+from . import _tenx
 from ._planted import PITCH_UM, Planted, planted
 
 _MPP = 0.2738
 _SIDES = (2, 8, 16)
+_CELL_UM, _NUCLEUS_UM = 8.0, 3.0
 
 
 def visium_hd(
@@ -32,7 +34,8 @@ def visium_hd(
     Parameters
     ----------
     folder
-        To make: holds ``binned_outputs`` (and ``segmented_outputs`` from version 4 on) and ``microscope_image``.
+        To make: holds ``binned_outputs``, ``feature_slice.h5``, ``microscope_image``, and from version 4 on
+        ``segmented_outputs`` and ``barcode_mappings.parquet``.
     version
         Of Space Ranger.
     size
@@ -66,9 +69,13 @@ def visium_hd(
     (out / "microscope_image").mkdir(parents=True)
     _write_picture(out / "microscope_image" / "he.tif", truth, to_px)
     for side in _SIDES:
-        _write_bins(out / "binned_outputs" / f"square_{side:03d}um", side, fine, truth, to_px)
+        _write_bins(out / "binned_outputs" / f"square_{side:03d}um", side, fine, truth, to_px, version)
+    wide = 4 * len(truth.rate)
+    _tenx.feature_slices(
+        out / "feature_slice.h5", fine, (wide, wide), truth.names, tissue=_under_tissue(truth, 2), to_px=to_px
+    )
     if version == "4":
-        _write_cells(out / "segmented_outputs", fine, truth, to_px)
+        _write_cells(out, fine, truth, to_px)
     return truth
 
 
@@ -118,94 +125,60 @@ def _write_picture(path: Path, truth: Planted, to_px: np.ndarray) -> None:
     )
 
 
-def _write_bins(folder: Path, side: int, fine: Any, truth: Planted, to_px: np.ndarray) -> None:
-    import pandas as pd
-
-    from ..core import registration
-
+def _write_bins(folder: Path, side: int, fine: Any, truth: Planted, to_px: np.ndarray, version: str) -> None:
     (folder / "spatial").mkdir(parents=True)
     n = len(truth.rate) * 8 // side
-    counts = _coarsen(fine, 4 * len(truth.rate), side // 2)
+    wide = 4 * len(truth.rate)
+    counts = _tenx.coarsened(fine, (wide, wide), side // 2)
     row, column = (v.ravel() for v in np.mgrid[:n, :n])
-    names = np.array([f"s_{side:03d}um_{r:05d}_{c:05d}-1" for r, c in zip(row, column, strict=True)])
-    xy = registration.apply(to_px, np.column_stack([column + 0.5, row + 0.5]) * side)
-    at = np.minimum((np.column_stack([row, column]) * side) // round(PITCH_UM), len(truth.rate) - 1)
-    tissue = truth.tissue[at[:, 0], at[:, 1]]
-    frame = pd.DataFrame({"barcode": names, "in_tissue": tissue.astype(np.int32), "array_row": row.astype(np.int32)})
-    frame["array_col"] = column.astype(np.int32)
-    frame["pxl_row_in_fullres"], frame["pxl_col_in_fullres"] = xy[:, 1], xy[:, 0]
-    frame.to_parquet(folder / "spatial" / "tissue_positions.parquet", index=False)
-    scales = {"spot_diameter_fullres": side / _MPP, "bin_size_um": float(side), "microns_per_pixel": _MPP}
-    scales |= {"regist_target_img_scalef": 0.25, "tissue_lowres_scalef": 0.025, "tissue_hires_scalef": 0.25}
-    scales |= {"fiducial_diameter_fullres": 330 / _MPP}
-    (folder / "spatial" / "scalefactors_json.json").write_text(json.dumps(scales))
-    _write_h5(folder / "raw_feature_bc_matrix.h5", counts, names, truth.names)
-    _write_h5(folder / "filtered_feature_bc_matrix.h5", counts[np.flatnonzero(tissue)], names[tissue], truth.names)
+    tissue = _under_tissue(truth, side).ravel()
+    places = _tenx.Positions(folder / "spatial", side, to_px, _MPP)
+    places.append(row, column, tissue)
+    places.close()
+    names = _tenx.barcodes(side, row, column)
+    for file, kept in (("raw", np.ones(n * n, dtype=bool)), ("filtered", tissue)):
+        with _tenx.Matrix(folder / f"{file}_feature_bc_matrix.h5", truth.names, version=f"{version}.0.0") as matrix:
+            matrix.append(counts[np.flatnonzero(kept)], names[kept])
 
 
-def _coarsen(fine: Any, n: int, factor: int) -> Any:
-    """Sums of factor x factor bins, CSR."""
-    from scipy import sparse
-
-    if factor == 1:
-        return fine
-    row, column = np.divmod(np.arange(n * n), n)
-    wide = n // factor
-    target = np.where((row // factor < wide) & (column // factor < wide), row // factor * wide + column // factor, -1)
-    kept = np.flatnonzero(target >= 0)
-    join = sparse.coo_array((np.ones(len(kept), dtype=np.int32), (target[kept], kept)), shape=(wide * wide, n * n))
-    return sparse.csr_array(join.tocsr() @ fine)
+def _under_tissue(truth: Planted, side: int) -> np.ndarray:
+    """bool [rows, columns] of bins of a size: a bin is, where any of its bins of 2 um is."""
+    if side < PITCH_UM:
+        k = round(PITCH_UM) // side
+        return np.repeat(np.repeat(truth.tissue, k, axis=0), k, axis=1)
+    k, n = side // round(PITCH_UM), len(truth.tissue) * round(PITCH_UM) // side
+    return np.asarray(truth.tissue[: n * k, : n * k].reshape(n, k, n, k).any(axis=(1, 3)))
 
 
-def _write_h5(path: Path, counts: Any, barcodes: Any, genes: tuple[str, ...]) -> None:
-    import h5py
-
-    packed: dict[str, Any] = {
-        "chunks": (min(80_000, max(1, counts.nnz)),),
-        "compression": "gzip",
-        "compression_opts": 4,
-    }
-    with h5py.File(path, "w") as h5:
-        h5.attrs.update({"filetype": "matrix", "version": np.int64(2), "software_version": "spaceranger-3.0.0"})
-        h5.attrs["chemistry_description"] = "Visium HD v1"
-        group = h5.create_group("matrix")
-        group.create_dataset("barcodes", data=np.array(barcodes, dtype="S"), compression="gzip")
-        group.create_dataset("data", data=counts.data.astype(np.int32), shuffle=True, **packed)
-        group.create_dataset("indices", data=counts.indices.astype(np.int64), shuffle=True, **packed)
-        group.create_dataset("indptr", data=counts.indptr.astype(np.int64))
-        group.create_dataset("shape", data=np.array(counts.shape[::-1], dtype=np.int32))
-        features = group.create_group("features")
-        columns = {
-            "id": [f"ENSG{i:011d}" for i in range(len(genes))],
-            "name": list(genes),
-            "feature_type": ["Gene Expression"] * len(genes),
-            "genome": ["GRCh38"] * len(genes),
-        }
-        for name, values in columns.items():
-            features.create_dataset(name, data=np.array(values, dtype="S"), compression="gzip")
-        features.create_dataset("_all_tag_keys", data=np.array(["genome"], dtype="S"))
-
-
-def _write_cells(folder: Path, fine: Any, truth: Planted, to_px: np.ndarray) -> None:
-    """Segmented cells: bins of 2 um to the nucleus within 8 um, outlines in full-resolution pixels."""
+def _write_cells(out: Path, fine: Any, truth: Planted, to_px: np.ndarray) -> None:
+    """Segmented cells: bins of 2 um to the nucleus within 8 um, those within 3 um in it; outlines in pixels."""
     from scipy import sparse
     from scipy.spatial import cKDTree
 
     from ..core import registration
 
+    folder = out / "segmented_outputs"
     folder.mkdir()
     n = 4 * len(truth.rate)
     row, column = np.divmod(np.arange(n * n), n)
     distance, owner = cKDTree(truth.nuclei_um).query(np.column_stack([column + 0.5, row + 0.5]) * 2.0)
-    mine = np.flatnonzero(distance <= 8.0)
+    mine = np.flatnonzero(distance <= _CELL_UM)
     cells = len(truth.nuclei_um)
     join = sparse.coo_array((np.ones(len(mine), dtype=np.int32), (owner[mine], mine)), shape=(cells, n * n)).tocsr()
+    _tenx.mappings(
+        out / "barcode_mappings.parquet",
+        row,
+        column,
+        np.where(distance <= _CELL_UM, owner + 1, 0),
+        distance <= _NUCLEUS_UM,
+    )
     names = [f"cellid_{i + 1:09d}-1" for i in range(cells)]
-    _write_h5(folder / "filtered_feature_cell_matrix.h5", sparse.csr_array(join @ fine), names, truth.names)
+    with _tenx.Matrix(folder / "filtered_feature_cell_matrix.h5", truth.names, version="4.0.0") as matrix:
+        matrix.append(sparse.csr_array(join @ fine), names)
     angle = np.linspace(0, 2 * np.pi, 17)
     ring = np.column_stack([np.cos(angle), np.sin(angle)])
     ring[-1] = ring[0]
-    for file, radius in (("cell_segmentations.geojson", 6.0), ("nucleus_segmentations.geojson", 3.0)):
+    for file, radius in (("cell_segmentations.geojson", 6.0), ("nucleus_segmentations.geojson", _NUCLEUS_UM)):
         points = registration.apply(to_px, (truth.nuclei_um[:, None] + radius * ring).reshape(-1, 2)).reshape(
             cells, -1, 2
         )

@@ -202,7 +202,7 @@ def read_10x_h5(path: Path) -> Counts:
     )
     if not consistent:
         raise FormatError("a 10x matrix whose parts do not fit together", where=path, fix="download it again")
-    matrix = sparse.csr_matrix((_whole_counts(data, path), indices, indptr), shape=shape[::-1])
+    matrix = sparse.csr_matrix((whole_counts(data, path), indices, indptr), shape=shape[::-1])
     return Counts(matrix, barcodes, names, ids, types)
 
 
@@ -210,10 +210,17 @@ def _strings(dataset: Any) -> list[str]:
     return [s.decode() if isinstance(s, bytes) else str(s) for s in dataset[:]]
 
 
-def _whole_counts(data: np.ndarray, path: Path) -> np.ndarray:
+def whole_counts(data: np.ndarray, path: Path) -> np.ndarray:
+    """Counts as int32, not copied where they are.
+
+    Raises
+    ------
+    InputError
+        Negative, missing, fractional or too large ones.
+    """
     if data.size and not (np.isfinite(data).all() and data.min() >= 0 and data.max() <= delimited.MAX_COUNT):
         raise InputError("negative, missing or too large counts", where=path, fix="give raw counts")
-    whole = data.astype(np.int32)
+    whole = data.astype(np.int32, copy=False)
     if data.dtype.kind == "f" and not np.array_equal(whole, data):
         raise InputError("counts that are no whole numbers", where=path, fix="give raw counts, not normalised ones")
     return whole
@@ -255,7 +262,7 @@ def read_10x_mtx(folder: Path, *, prefix: str = "") -> Counts:
             where=folder,
             fix="download it again",
         )
-    data = _whole_counts(matrix.data, found["matrix"])
+    data = whole_counts(matrix.data, found["matrix"])
     X = sparse.csr_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape[::-1])
     types = [f[2] for f in features] if features and len(features[0]) > 2 else None
     return Counts(X, barcodes, [f[1] if len(f) > 1 else f[0] for f in features], [f[0] for f in features], types)

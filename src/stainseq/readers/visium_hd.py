@@ -13,15 +13,20 @@ import numpy as np
 
 from .. import keys
 from ..core import registration
-from ..errors import InputError, MissingError
+from ..errors import InputError, MissingError, ScaleError
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from ._build import Notes
-    from ._hd import Bins, Grid, Output
+    from ._hd import Grid, Loaded, Output
+    from ._hd_slices import Slices
 
 PRIORITY = 40
+
+_SIZES = (2, 8, 16)
+_OUTSIDE = 0.5
+"""Share of bins under tissue outside the picture that no run has whose picture it is: arrays hang over by a rim."""
 
 
 def sniff(path: Path) -> str | None:
@@ -30,13 +35,15 @@ def sniff(path: Path) -> str | None:
     Parameters
     ----------
     path
-        ``outs``, the folder above it, ``binned_outputs``, or one ``square_XXXum``.
+        ``outs``, the folder above it, ``binned_outputs``, one ``square_XXXum``, or feature_slice.h5.
     """
     from ._hd import find
 
     found = find(path)
     if found is None:
         return None
+    if not found.bins:
+        return "Visium HD (feature slices)"
     return f"Visium HD ({', '.join(str(k) for k in sorted(found.bins))} um bins)"
 
 
@@ -50,23 +57,28 @@ def read(
     image: str | Path | None = None,
     image_scale: float | None = None,
     segmented: bool = True,
+    version: int | None = None,
 ) -> SpatialData:
     """Read a Visium HD slide.
 
     Bins are a grid: a table of rows and columns with one projective transformation (real grids are turned, mirrored and
-    not quite affine), never millions of polygons. Coordinate systems: "um" (full-resolution pixels times their size),
-    "fullres", and "global" (pixels of the picture).
+    not quite affine), never millions of polygons. Counts and places that are missing among ``binned_outputs`` are made
+    from ``feature_slice.h5``. Matrices of more than 20 million counts stay in their file and are read piece by piece
+    as they are written. Coordinate systems: "um" (full-resolution pixels times their size), "fullres", and "global"
+    (pixels of the picture).
 
     Parameters
     ----------
     path
-        ``outs``, the folder above it, ``binned_outputs``, or one ``square_XXXum``.
+        ``outs``, the folder above it, ``binned_outputs``, one ``square_XXXum``, or feature_slice.h5.
     mpp
-        Microns per full-resolution pixel; default ``microns_per_pixel`` of the scale factors.
+        Microns per full-resolution pixel; default ``microns_per_pixel`` of the scale factors, else what the distance
+        of bins in feature_slice.h5 tells.
     facts
         slide, patient, tissue, platform where known.
     bins_um
-        Sizes to read, such as [8, 16]; default all that are there.
+        Sizes to read, such as [8, 16]; default all that are in ``binned_outputs``, and 2, 8 and 16 where there are
+        feature slices alone. With these, any multiple of 2 can be asked for.
     matrix
         "filtered" (bins under tissue) or "raw".
     image
@@ -75,24 +87,27 @@ def read(
     image_scale
         Pixels of `image` per full-resolution pixel; default 1, or the scale factor of the hires picture.
     segmented
-        Cells and nuclei of Space Ranger 4, too.
+        Cells and nuclei of Space Ranger 4, too, with their counts; bins of 2 um then say which cell they belong to.
+    version
+        Of Space Ranger, 3 or 4, to be taken for the files' own.
 
     Raises
     ------
     FormatError
-        No such slide, truncated files.
+        No such slide, truncated files, an unknown version of Space Ranger.
     InputError
         Barcodes without a position, positions on no grid, double bins.
     ScaleError
-        Positions and scale factors contradict each other.
+        Positions and pixel size contradict each other, or bins do not lie on the picture.
     """
     from spatialdata import SpatialData
     from spatialdata.transformations import Identity, Scale
 
+    from . import _hd, _hd_cells
     from ._build import NOTES, Notes, used_files
-    from ._hd import find
+    from ._hd_slices import open_slices
 
-    found = find(path)
+    found = _hd.find(path)
     if found is None:
         raise MissingError("no Visium HD output", where=path, fix="give the folder that holds binned_outputs")
     facts = {**(facts or {}), "platform": "visium-hd"}
@@ -100,93 +115,127 @@ def read(
         found.folder.parent.name if found.folder.name == "outs" else found.folder.name
     )
     notes = Notes(facts["slide"])
-    chosen = _chosen(found, bins_um)
-    scales = found.bins[chosen[0]].scales()
-    full = float(mpp or scales.get("microns_per_pixel") or 0)
-    if not full > 0:
-        raise MissingError("no microns_per_pixel in the scale factors", where=found.folder, fix="give it (--mpp)")
-    facts |= {"mpp_fullres": full, "mpp_from": "--mpp" if mpp else "scale factors"}
+    if matrix not in ("filtered", "raw"):
+        raise InputError(f"matrix={matrix!r}", fix="filtered or raw")
+    slices = open_slices(found.slices, version=version) if found.slices is not None else None
+    chosen = _chosen(found, bins_um, slices)
+    loaded = {size: _hd.load(found, size, matrix, slices=slices, version=version) for size in chosen}
+    own = {size: found.bins[size].scales() if size in found.bins else {} for size in chosen}
+    scales = next((s for s in own.values() if s), {}) or next((s for b in found.bins.values() if (s := b.scales())), {})
+    full, told = _pixel_um(mpp, scales, loaded, found.folder)
+    for size, bins in loaded.items():
+        where = bins.files.get("positions", found.slices or found.folder)
+        stated = full if mpp is not None else float(own[size].get("microns_per_pixel", full))
+        _hd.check_spacing(bins.grid, size, stated, given=mpp is not None, where=where)
+    facts |= {"mpp_fullres": full, "mpp_from": told}
     elements: dict[str, dict[str, Any]] = {"images": {}, "points": {}, "shapes": {}, "tables": {}}
     files: dict[str, Path | None] = {}
     k = 1.0
     if image is None or str(image).lower() != "none":
-        element, k, files["image"] = _picture(found, found.bins[chosen[0]], image, image_scale, scales, full, notes)
-        elements["images"] |= {keys.HE: element} if element is not None else {}
+        element, k, files["image"], shape = _picture(found, image, image_scale, scales, full, notes)
+        if element is not None and files["image"] is not None:
+            elements["images"][keys.HE] = element
+            _check_inside(loaded[chosen[-1]], k, shape, files["image"], notes)
         facts["mpp"] = full / k
     to = {
         keys.UM: Identity(),
         "global": Scale([k / full, k / full], axes=("x", "y")),
         "fullres": Scale([1 / full, 1 / full], axes=("x", "y")),
     }
-    for size in chosen:
-        points, table, used = _bins(found.bins[size], full, matrix, notes)
+    while loaded:
+        size = min(loaded)
         name = f"bins_{size:03d}um"
-        elements["points"][name], elements["tables"][keys.counts(name)] = points, table
-        files |= {f"{role}_{size:03d}um": file for role, file in used.items()}
-    if segmented and found.segmented is not None:
-        files |= _cells(found.segmented, full, to, elements, notes)
+        # Each leaves the list as it is turned into elements, so that barcodes are not held twice.
+        bins = loaded.pop(size)
+        elements["points"][name], elements["tables"][keys.counts(name)] = _bins(bins, size, full, notes)
+        files |= {f"{role}_{size:03d}um": file for role, file in bins.files.items()}
+    if segmented:
+        files |= _hd_cells.read(found, full, to, elements, notes)
     facts["files"] = used_files(**files)
     sdata = SpatialData(**elements)
     sdata.attrs[keys.STAMP] = facts | {NOTES: list(notes.lines)}
     return sdata
 
 
-def _chosen(found: Output, wanted: Sequence[int] | None) -> list[int]:
+def _chosen(found: Output, wanted: Sequence[int] | None, slices: Slices | None) -> list[int]:
     if wanted is None:
-        return sorted(found.bins)
+        return sorted(found.bins) or list(_SIZES)
     absent = [s for s in wanted if int(s) not in found.bins]
-    if absent:
+    if absent and slices is None:
         raise MissingError(
             f"no bins of {', '.join(map(str, absent))} um",
             where=found.folder,
-            fix=f"here: {', '.join(map(str, sorted(found.bins)))}",
+            fix=f"here: {', '.join(map(str, sorted(found.bins)))}; feature_slice.h5 beside them would give others",
         )
     return sorted({int(s) for s in wanted})
 
 
-def _bins(bins: Bins, full: float, matrix: str, notes: Notes) -> tuple[Any, Any, dict[str, Path]]:
+def _pixel_um(
+    given: float | None, scales: dict[str, float], loaded: dict[int, Loaded], where: Path
+) -> tuple[float, str]:
+    """Microns per full-resolution pixel, and what tells them."""
+    from ._hd import pitch_px
+
+    size, bins = next(iter(loaded.items()))
+    if given:
+        return float(given), "--mpp"
+    if scales.get("microns_per_pixel"):
+        return float(scales["microns_per_pixel"]), "scale factors"
+    if "places" in bins.sliced:
+        return size / pitch_px(bins.grid.transform, bins.grid.shape), "distance of bins"
+    raise MissingError("no microns_per_pixel in the scale factors", where=where, fix="give it (--mpp)")
+
+
+def _check_inside(bins: Loaded, k: float, shape: tuple[int, int], file: Path, notes: Notes) -> None:
+    """Bins under tissue lie on the picture: all of the wrong run's or size's do not, a few at the rim may not."""
+    grid = bins.grid
+    tissue = np.flatnonzero(grid.in_tissue)
+    if not len(tissue):
+        return
+    xy = k * registration.apply(grid.transform, np.column_stack([grid.cols[tissue], grid.rows[tissue]]) + 0.5)
+    outside = ((xy < 0) | (xy >= shape[::-1])).any(axis=1)
+    if outside.mean() > _OUTSIDE:
+        raise ScaleError(
+            f"{outside.mean():.0%} of the bins under tissue lie outside the picture of {shape[1]} x {shape[0]} px",
+            where=file,
+            fix="give the picture that the run was made with, or its size in full-resolution pixels "
+            "(--option image_scale=)",
+        )
+    if outside.any():
+        notes(f"{int(outside.sum())} bins under tissue lie outside the picture")
+
+
+def _bins(bins: Loaded, size: int, full: float, notes: Notes) -> tuple[Any, Any]:
     """One bin size: its grid as an element, its counts."""
     import pandas as pd
     from anndata import AnnData
     from spatialdata.models import TableModel
 
     from ..regions.grid import as_element
-    from . import _hd
     from ._build import READ
-    from ._tables import genes_only, var_table
+    from ._tables import var_table
 
-    if matrix not in ("filtered", "raw"):
-        raise InputError(f"matrix={matrix!r}", fix="filtered or raw")
-    path = bins.matrix(matrix)
-    if path is None:
-        raise MissingError("no matrix of counts", where=bins.folder, fix="copy filtered_feature_bc_matrix.h5, too")
-    grid = _hd.read_grid(bins, bins.scales())
-    counts, left = genes_only(_hd.read_matrix(path))
-    at = _hd.order_of(grid, counts.ids, where=path)
-    name = f"bins_{bins.size_um:03d}um"
-    told = _told(grid, full)
-    notes(f"{name}: {len(at)} of {len(grid.rows)} bins have counts; {told}" + (f"; {left}" if left else ""))
+    grid, matrix, at = bins.grid, bins.matrix, bins.at
+    name = f"bins_{size:03d}um"
+    told = f"{len(at)} of {len(grid.rows)} bins have counts; {_told(grid, full)}"
+    made = f"; {' and '.join(bins.sliced)} from the feature slices" if bins.sliced else ""
+    notes(f"{name}: {told}{made}" + (f"; {matrix.left_out}" if matrix.left_out else ""))
     to_um = np.diag([full, full, 1.0]) @ grid.transform
     to_um /= to_um[2, 2]
-    import pyarrow as pa
-
-    ids = pa.array(counts.ids, type=pa.string())
-    points = as_element(grid.rows[at], grid.cols[at], ids, shape=grid.shape, transform=to_um)
-    var, changed = var_table(counts)
+    rows, cols = grid.rows[at], grid.cols[at]
+    points = as_element(rows, cols, matrix.ids, shape=grid.shape, transform=to_um)
+    var, changed = var_table(matrix.counts)
     if changed:
         notes(f"{name}: {changed} duplicated gene names made unique")
-    index = pd.Index(np.asarray(counts.ids, dtype=object))
-    obs = pd.DataFrame(
-        {"in_tissue": grid.in_tissue[at], "array_row": grid.rows[at], "array_col": grid.cols[at]}, index=index
-    )
+    index = pd.Index(matrix.ids.to_numpy(zero_copy_only=False), dtype=object)
+    obs = pd.DataFrame({"in_tissue": grid.in_tissue[at], "array_row": rows, "array_col": cols}, index=index)
     obs[keys.REGION_KEY] = pd.Categorical.from_codes(np.zeros(len(at), dtype=np.int8), categories=[name])
     obs[keys.INSTANCE_KEY] = index
-    table = AnnData(counts.X, obs=obs, var=var)
-    centres = np.column_stack([grid.cols[at], grid.rows[at]]) + 0.5
-    table.obsm[keys.SPATIAL] = registration.apply(to_um, centres)
+    table = AnnData(matrix.counts.X, obs=obs, var=var)
+    table.obsm[keys.SPATIAL] = registration.apply(to_um, np.column_stack([cols, rows]) + 0.5)
     table.uns[READ] = {"notes": [notes.lines[-1]]}
     table = TableModel.parse(table, region=name, region_key=keys.REGION_KEY, instance_key=keys.INSTANCE_KEY)
-    return points, table, {"positions": bins.positions, **({"counts": path} if path.is_file() else {})}
+    return points, table
 
 
 def _told(grid: Grid, full: float) -> str:
@@ -200,82 +249,30 @@ def _told(grid: Grid, full: float) -> str:
 
 def _picture(
     found: Output,
-    bins: Bins,
     image: str | Path | None,
     scale: float | None,
     scales: dict[str, float],
     full: float,
     notes: Notes,
-) -> tuple[Any, float, Path | None]:
+) -> tuple[Any, float, Path | None, tuple[int, int]]:
+    """The picture as an element; its pixels per full-resolution pixel; its file, height and width."""
     from ._build import image_element
     from ._images import open_image
 
     file = Path(image) if image is not None else found.image
     k = float(scale or 1.0)
     if file is None:
-        hires = bins.folder / "spatial" / "tissue_hires_image.png"
-        low = bins.folder / "spatial" / "tissue_lowres_image.png"
-        for candidate, name in ((hires, "tissue_hires_scalef"), (low, "tissue_lowres_scalef")):
-            if candidate.is_file() and float(scales.get(name, 0)) > 0:
-                file, k = candidate, float(scale or scales[name])
+        places = [*(b.folder / "spatial" for b in found.bins.values()), found.folder / "spatial"]
+        for name in ("tissue_hires", "tissue_lowres"):
+            there = [p / f"{name}_image.png" for p in places if (p / f"{name}_image.png").is_file()]
+            if there and float(scales.get(f"{name}_scalef", 0)) > 0:
+                file, k = there[0], float(scale or scales[f"{name}_scalef"])
                 break
     if file is None:
         notes("no picture here: bins and counts only (--option image=FILE gives one)")
-        return None, 1.0, None
+        return None, 1.0, None, (0, 0)
     picture = open_image(file)
+    for note in picture.notes:
+        notes(f"image: {note}")
     notes(f"picture: {file.name}, {picture.shape[1]} x {picture.shape[0]} px, {k:.6g} of full resolution")
-    return image_element(picture, mpp=full / k, others={"fullres": 1 / k}), k, file
-
-
-def _cells(
-    folder: Path, full: float, to: dict[str, Any], elements: dict[str, dict[str, Any]], notes: Notes
-) -> dict[str, Path | None]:
-    """Cells and nuclei as Space Ranger 4 segments them, and the cells' counts."""
-    import geopandas as gpd
-    import pandas as pd
-    import shapely
-    from anndata import AnnData
-    from spatialdata.models import ShapesModel, TableModel
-
-    from ._build import join
-    from ._hd import outlines, read_matrix
-    from ._tables import check_ids, genes_only, var_table
-
-    used: dict[str, Path | None] = {}
-    for name, file in ((keys.CELLS, "cell_segmentations.geojson"), (keys.NUCLEI, "nucleus_segmentations.geojson")):
-        path = folder / file
-        if not path.is_file():
-            continue
-        ids, shapes = outlines(path)
-        check_ids(ids, what=file, where=path)
-        shapes = shapely.transform(shapes, lambda xy: xy * full)
-        frame = gpd.GeoDataFrame({"cell_id": ids}, geometry=shapes, index=pd.Index(ids, dtype=object))
-        elements["shapes"][name] = ShapesModel.parse(frame, transformations=to)
-        used[name] = path
-    matrix = folder / "filtered_feature_cell_matrix.h5"
-    if keys.CELLS not in elements["shapes"] or not matrix.is_file():
-        return used
-    counts, _ = genes_only(read_matrix(matrix))
-    frame = elements["shapes"][keys.CELLS]
-    names = [_plain_id(i) for i in counts.ids]
-    if not set(names) & set(frame.index):
-        names = counts.ids
-    rows = join(frame.index, names, notes=notes, where=matrix, what="segmented cells")
-    kept = rows >= 0
-    var, _ = var_table(counts)
-    obs = pd.DataFrame(index=pd.Index(frame.index[kept], dtype=object))
-    obs[keys.REGION_KEY] = pd.Categorical([keys.CELLS] * len(obs))
-    obs[keys.INSTANCE_KEY] = list(obs.index)
-    table = AnnData(counts.X[rows[kept]], obs=obs, var=var)
-    centres = frame.geometry[kept].centroid
-    table.obsm[keys.SPATIAL] = np.column_stack([centres.x, centres.y])
-    elements["tables"][keys.counts(keys.CELLS)] = TableModel.parse(
-        table, region=keys.CELLS, region_key=keys.REGION_KEY, instance_key=keys.INSTANCE_KEY
-    )
-    return used | {"cell_counts": matrix}
-
-
-def _plain_id(barcode: str) -> str:
-    """ "cellid_000000017-1" of the matrix is cell 17 of the outlines."""
-    text = barcode.removeprefix("cellid_").split("-")[0]
-    return str(int(text)) if text.isdigit() else barcode
+    return image_element(picture, mpp=full / k, others={"fullres": 1 / k}), k, file, picture.shape
