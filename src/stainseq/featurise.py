@@ -86,7 +86,7 @@ def write_features(
     key = key_added or table_name(name, region)
     claim(sdata, key, step="features")
     where = regions.get(sdata, region)
-    opened = image.open_image(sdata, image_key)
+    opened = image.open_registered(sdata, image_key)
     network = encoders.load(name, weights=Path(weights) if weights else None, device=device, precision=precision)
     densely = mode == "dense" or (mode == "auto" and (scales_um is not None or dense.is_fine(where, network)))
     run: engine.Run | dense.Run
@@ -230,7 +230,7 @@ def write_map(
 
     claim(sdata, key_added, step="features")
     where = regions.get(sdata, region)
-    opened = image.open_image(sdata, image_key)
+    opened = image.open_registered(sdata, image_key)
     with _maps.opened(Path(file)) as (values, content):
         scales = dense.scales_for(where, scales_um) if scales_um is not None else (dense.own_um(where),)
         frame = dense.lay_map(opened, where, values.shape[:2], mpp=mpp, to_um=to_um)
@@ -284,7 +284,7 @@ def dense_map(
 
     from . import encoders
 
-    opened = image.open_image(sdata, image_key)
+    opened = image.open_registered(sdata, image_key)
     network = encoders.load(
         encoder_name(encoder), weights=Path(weights) if weights else None, device=device, precision=precision
     )

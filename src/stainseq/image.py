@@ -118,6 +118,26 @@ def open_image(sdata: SpatialData, key: str = keys.HE) -> LevelStack:
     return LevelStack(tuple(levels), downsamples, to_um, mpp, store.fingerprint_of(sdata, key))
 
 
+def open_registered(sdata: SpatialData, key: str = keys.HE) -> LevelStack:
+    """As `open_image`, for what lays regions over the image.
+
+    Raises
+    ------
+    InputError
+        The image lies in a frame of its own, as one does that was read without an alignment.
+    """
+    from . import store
+
+    opened = open_image(sdata, key)
+    if (store.stamp_of(sdata, key) or {}).get("unregistered"):
+        raise InputError(
+            f"image {key!r} is not registered to the regions yet",
+            where=sdata.path,
+            fix="lay it onto them by landmarks: `stainseq align SLIDE.zarr --he FILE --target FILE`",
+        )
+    return opened
+
+
 def read_window(image: LevelStack, centre_um: np.ndarray, *, size_px: int, mpp: float) -> np.ndarray:
     """One square window around a point.
 

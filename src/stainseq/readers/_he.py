@@ -88,6 +88,8 @@ def registered(
     if projective is not None:
         notes(f"a projective alignment; its nearest affine, for other tools, is off by up to {off:.2f} um")
         element.attrs[keys.STAMP] = {"projective": projective.tolist()}
+    if alone:
+        element.attrs[keys.STAMP] = {"unregistered": True}
     for note in picture.notes:
         notes(f"image: {note}")
     return element, mpp, "metadata" if alone else "alignment"

@@ -86,9 +86,9 @@ def kind_of(element: Any) -> str:
 
 
 def told(element: Any) -> dict[str, Any]:
-    """What a reader says of an element for its stamp: a grid's shape and transformation, a projective place."""
+    """What a reader says of an element for its stamp: a grid's shape, a projective place, an image without one."""
     stamp = getattr(element, "attrs", {}).get(keys.STAMP) or {}
-    return {k: stamp[k] for k in ("grid", "projective") if k in stamp}
+    return {k: stamp[k] for k in ("grid", "projective", "unregistered") if k in stamp}
 
 
 def check_name(sdata: Any, name: str, kind: str) -> None:
