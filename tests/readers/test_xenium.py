@@ -133,7 +133,7 @@ def test_he_without_alignment_is_refused_or_kept_apart(tmp_path: Path) -> None:
     sdata = ss.io.read(folder, he_alignment="none")
     assert any("stainseq align" in n for n in sdata.attrs["stainseq"]["notes"])
     slide = ss.io.convert(folder, tmp_path / "s.zarr", he_alignment="none")
-    with pytest.raises(InputError, match="'he' is not registered.*stainseq align"):
+    with pytest.raises(InputError, match=r"'he' is not registered.*stainseq align"):
         ss.pp.features(slide, region="cells", encoder="colour")
     xy = np.array([[10.0, 10], [600, 20], [30, 580], [590, 610]])
     ss.pp.align(slide, he=xy, target=0.5 * xy, target_unit="um")
