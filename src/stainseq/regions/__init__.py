@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, MissingError
 from .model import Box, Region
+from .overlap import shares
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +30,7 @@ __all__ = [
     "names",
     "pool",
     "read_window",
+    "shares",
     "table",
 ]
 

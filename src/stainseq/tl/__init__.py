@@ -12,19 +12,34 @@ _WHERE = {
     "get_markers": "_markers",
     "integrate": "_integrate",
     "markers": "_markers",
+    "maskqc": "_maskqc",
     "metagene": "_metagene",
+    "per_cell": "_per_cell",
     "predict": "_predict",
     "svg": "_svg",
     "train": "_train",
 }
-__all__ = ["domains", "evaluate", "get_markers", "integrate", "markers", "metagene", "predict", "svg", "train"]
+__all__ = [
+    "domains",
+    "evaluate",
+    "get_markers",
+    "integrate",
+    "markers",
+    "metagene",
+    "per_cell",
+    "predict",
+    "svg",
+    "train",
+]
 
 if TYPE_CHECKING:
     from ._domains import domains
     from ._evaluate import evaluate
     from ._integrate import integrate
     from ._markers import get_markers, markers
+    from ._maskqc import maskqc
     from ._metagene import metagene
+    from ._per_cell import per_cell
     from ._predict import predict
     from ._svg import svg
     from ._train import train
