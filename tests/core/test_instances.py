@@ -143,12 +143,12 @@ def test_classes_and_detection():
     assert instances.f1(2, 1, 1) == {"f1": 2 / 3, "precision": 2 / 3, "recall": 2 / 3}
     kinds, guessed = np.array([1, 1, 2]), np.array([1, 2, 2])
     # Class 1: one pair right, one called 2. Class 2: that pair, and one unpaired nucleus on either side.
-    assert instances.type_f1(pairs, kinds, guessed, 1)["f1"] == pytest.approx(2 / (2 + 2))
-    assert instances.type_f1(pairs, kinds, guessed, 2)["f1"] == pytest.approx(0)
-    assert instances.type_f1(pairs, kinds, guessed, 2)["precision"] == pytest.approx(0 / (2 + 1))
+    assert instances.type_f1(instances.type_counts(pairs, kinds, guessed, 1))["f1"] == pytest.approx(2 / (2 + 2))
+    assert instances.type_f1(instances.type_counts(pairs, kinds, guessed, 2))["f1"] == pytest.approx(0)
+    assert instances.type_f1(instances.type_counts(pairs, kinds, guessed, 2))["precision"] == pytest.approx(0 / (2 + 1))
     one = table.of_class(kinds == 1, guessed == 1)
     assert one.truth.tolist() == [1, 2]
     assert one.prediction.tolist() == [4]
     assert one.pairs.tolist() == [[0, 0]]
     assert instances.panoptic_quality(one)["tp"] == 1
-    assert np.isnan(instances.type_f1(pairs, kinds, guessed, 3)["f1"])
+    assert np.isnan(instances.type_f1(instances.type_counts(pairs, kinds, guessed, 3))["f1"])

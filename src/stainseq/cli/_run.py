@@ -21,6 +21,7 @@ GROUPS = {
     "The main job": ("demo", "convert", "features", "train", "predict", "evaluate", "report"),
     "Slides": ("info", "align", "tissue", "grid", "superpixels", "aggregate", "export"),
     "Genes, domains, figures": ("svg", "domains", "integrate", "markers", "metagene", "plot"),
+    "Nuclei": ("maskqc",),
     "This installation": ("list", "doctor"),
 }
 
@@ -30,7 +31,7 @@ def app() -> App:
     from cyclopts import App, Group, Parameter
 
     from .. import __version__
-    from . import about, align, analyse, count, data, demo, domains, export, learn, markers, prepare, show
+    from . import about, align, analyse, count, data, demo, domains, export, learn, markers, masks, prepare, show
 
     built = App(
         name="stainseq",
@@ -44,7 +45,7 @@ def app() -> App:
         exit_on_error=False,
         result_action="return_value",
     )
-    modules = (about, align, analyse, count, data, demo, domains, export, learn, markers, prepare, show)
+    modules = (about, align, analyse, count, data, demo, domains, export, learn, markers, masks, prepare, show)
     for position, (title, names) in enumerate(GROUPS.items()):
         group = Group(title, sort_key=position)
         for order, name in enumerate(names):

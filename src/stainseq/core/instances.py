@@ -198,6 +198,32 @@ def _scan(truth, prediction):  # type: ignore[no-untyped-def]
     return t_sum[:n_t].copy(), p_sum[:n_p].copy(), shared[:n_b].copy()
 
 
+def majority(labels: np.ndarray, classes: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Class of each instance: the one most of its pixels have, of equals the lowest.
+
+    Parameters
+    ----------
+    labels
+        Integer [height, width] instance map.
+    classes
+        Integer [height, width], 0 background.
+    ids
+        Ascending ids of the instances, such as `Overlap.truth`.
+
+    Returns
+    -------
+    int64 [n]; 0 where an instance has no pixel of any class.
+    """
+    out = np.zeros(len(ids), dtype=np.int64)
+    table = overlap(labels, classes)
+    if len(table.pairs):
+        i, j = table.pairs.T
+        order = np.lexsort((j, -table.shared_px, i))
+        first = order[np.r_[True, i[order][1:] != i[order][:-1]]]
+        out[np.searchsorted(ids, table.truth[i[first]])] = table.prediction[j[first]]
+    return out
+
+
 def pixel_scores(truth: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
     """Dice and Jaccard of foreground against background.
 
@@ -340,8 +366,8 @@ def f1(tp: float, fp: float, fn: float) -> dict[str, float]:
     return {"f1": ratio(2 * tp, 2 * tp + fp + fn), "precision": ratio(tp, tp + fp), "recall": ratio(tp, tp + fn)}
 
 
-def type_f1(pairs: np.ndarray, truth_class: np.ndarray, prediction_class: np.ndarray, kind: int) -> dict[str, float]:
-    """Detection and classification in one, as HoVer-Net and CellViT score a class.
+def type_counts(pairs: np.ndarray, truth_class: np.ndarray, prediction_class: np.ndarray, kind: int) -> dict[str, int]:
+    """What `type_f1` of a class is made from; counts of several images add up.
 
     Parameters
     ----------
@@ -350,29 +376,39 @@ def type_f1(pairs: np.ndarray, truth_class: np.ndarray, prediction_class: np.nda
     truth_class, prediction_class
         Class of every instance.
     kind
-        The class that is scored.
+        The class that is counted.
 
     Returns
     -------
     dict
-        "f1" = 2 (TP + TN) / (2 (TP + TN) + 2 FP + 2 FN + FP_d + FN_d), "precision" and "recall" alike, where TP, FP and
-        FN count pairs in which either side is of the class (TN is then 0), FP_d and FN_d unpaired instances of it.
+        "tp", "fp", "fn" among the pairs; "fp_d", "fn_d": unpaired instances of the class.
     """
-    a, b = truth_class[pairs[:, 0]], prediction_class[pairs[:, 1]]
-    tp, fp, fn = (
-        int(v.sum()) for v in ((a == kind) & (b == kind), (a != kind) & (b == kind), (a == kind) & (b != kind))
-    )
-    fn_d = int((truth_class == kind).sum()) - tp - fn
-    fp_d = int((prediction_class == kind).sum()) - tp - fp
+    a, b = truth_class[pairs[:, 0]] == kind, prediction_class[pairs[:, 1]] == kind
+    tp, fp, fn = int((a & b).sum()), int((b & ~a).sum()), int((a & ~b).sum())
+    fp_d, fn_d = int((prediction_class == kind).sum()) - tp - fp, int((truth_class == kind).sum()) - tp - fn
+    return {"tp": tp, "fp": fp, "fn": fn, "fp_d": fp_d, "fn_d": fn_d}
 
-    def ratio(under: float) -> float:
-        return 2 * tp / under if under else float("nan")
 
-    return {
-        "f1": ratio(2 * tp + 2 * fp + 2 * fn + fp_d + fn_d),
-        "precision": ratio(2 * tp + 2 * fp + fp_d),
-        "recall": ratio(2 * tp + 2 * fn + fn_d),
-    }
+def type_f1(counts: dict[str, int]) -> dict[str, float]:
+    """Detection and classification in one, as HoVer-Net and CellViT score a class.
+
+    Parameters
+    ----------
+    counts
+        From `type_counts`.
+
+    Returns
+    -------
+    dict
+        "f1" = 2 TP / (2 TP + 2 FP + 2 FN + FP_d + FN_d), "precision" and "recall" with the FP or the FN alone; NaN
+        where the class does not occur. (The published formula adds TN to TP: 0 over pairs with the class on a side.)
+    """
+    tp, fp, fn = 2 * counts["tp"], 2 * counts["fp"] + counts["fp_d"], 2 * counts["fn"] + counts["fn_d"]
+
+    def ratio(under: int) -> float:
+        return tp / under if under else float("nan")
+
+    return {"f1": ratio(tp + fp + fn), "precision": ratio(tp + fp), "recall": ratio(tp + fn)}
 
 
 def _matches(table: Overlap, match_iou: float) -> np.ndarray:
