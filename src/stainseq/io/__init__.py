@@ -11,7 +11,7 @@ from ._cohort import convert_cohort
 from ._export import export
 from ._image import get_image
 from ._info import info
-from ._keypoints import Keypoints, read_keypoints
+from ._keypoints import Keypoints, read_keypoints, write_keypoints
 from ._read import convert, read, sniff
 from ._tables import read_table, write_table
 from ._view import view
@@ -36,6 +36,7 @@ __all__ = [
     "view",
     "write",
     "write_experiment",
+    "write_keypoints",
     "write_table",
 ]
 

@@ -103,6 +103,45 @@ def read_keypoints(
     return Keypoints(np.array(values, dtype=np.float64) * 2.0**level, unit, level, names)
 
 
+def write_keypoints(xy: np.ndarray, path: str | os.PathLike[str], *, level: int = 0) -> Path:
+    """Write the landmarks of one picture as Pixel2Gene takes them: x and y in pixels, no header.
+
+    Parameters
+    ----------
+    xy
+        float [n, 2], (x, y) in pixels of the full resolution.
+    path
+        Text file. A level above 0 must stand in its name (``he#2_keypoints.txt``), where readers look for it.
+    level
+        Pyramid level whose pixels are written, each half as fine as the one before.
+
+    Returns
+    -------
+    Path
+        `path`.
+
+    Raises
+    ------
+    InputError
+        No pairs of numbers; a level that the name does not tell.
+    StoreError
+        The file cannot be written.
+    """
+    from .._files import write_file
+
+    path = Path(path)
+    xy = np.asarray(xy, dtype=np.float64)
+    if xy.ndim != 2 or xy.shape[1] != 2 or not len(xy) or not np.isfinite(xy).all():
+        raise InputError(f"landmarks of shape {xy.shape}", where=path, fix="give [n, 2] finite numbers: x and y")
+    told = _LEVEL.search(path.name)
+    if level < 0 or (int(told[1]) if told else 0) != level:
+        raise InputError(
+            f"level {level} is not what the name tells", where=path, fix=f"name it he#{max(level, 0)}_keypoints.txt"
+        )
+    lines = "".join(f"{x!r} {y!r}\n" for x, y in (xy / 2.0**level).tolist())
+    return write_file(path, lambda staged: staged.write_text(lines, encoding="utf-8"))
+
+
 def _columns(header: list[str], side: str, path: Path) -> tuple[int, int, int | None, str | None]:
     """Where x, y and the names stand, and the unit that the header tells."""
     if set(_EXPLORER) <= set(header):

@@ -1,0 +1,26 @@
+"""A small slide with everything that writers take: picture, superpixels, cells, counts, predictions, transcripts."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+def _load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("writer_fixtures", Path(__file__).with_name("_slide.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def make() -> ModuleType:
+    """Module `_slide` beside this file."""
+    return sys.modules.get("writer_fixtures") or _load()
