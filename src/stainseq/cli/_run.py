@@ -15,7 +15,7 @@ from .. import _interrupts
 from ..errors import StainseqError
 
 if TYPE_CHECKING:
-    from cyclopts import App
+    from cyclopts import App, CycloptsError
 
 GROUPS = {
     "The main job": ("demo", "convert", "features", "train", "predict", "evaluate", "report"),
@@ -118,15 +118,34 @@ def _call(argv: list[str]) -> int:
     except CycloptsError as e:
         command = next((a for a in argv if not a.startswith("-")), "")
         known = f" {command}" if any(command in names for names in GROUPS.values()) else ""
-        _say(f"{_usage(e)}; see stainseq{known} --help")
+        _say(f"{_usage(e, built)}; see stainseq{known} --help")
         return 2
     return result if isinstance(result, int) else 0
 
 
-def _usage(e: Exception) -> str:
-    """Cyclopts' message without its decoration."""
+def _usage(e: CycloptsError, built: App) -> str:
+    """Cyclopts' message without its decoration; what was typed wrongly rather than what is lacking for it."""
+    from cyclopts import MissingArgumentError, UnknownCommandError
+
+    left = list(e.unused_tokens or ())
+    if isinstance(e, MissingArgumentError) and e.command_chain:
+        known = [n for argument in built[e.command_chain[0]].assemble_argument_collection() for n in argument.names]
+        for typed in (t.partition("=")[0] for t in left if t.startswith("--")):
+            if typed not in known:
+                lacking = f" {e.argument.name} is required" if e.argument else ""
+                return f"Unknown option: {typed}.{_near(typed, known) or lacking}"
+    if isinstance(e, UnknownCommandError) and left:
+        commands = [name for names in GROUPS.values() for name in names]
+        return f"Unknown command '{left[0]}'.{_near(left[0], commands)} Commands: {', '.join(commands)}"
     text = str(e).strip() or type(e).__name__
     return text.rstrip(" .,").replace('"', "'")
+
+
+def _near(typed: str, known: list[str]) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(typed, known, n=1)
+    return f" Did you mean {near[0]}?" if near else ""
 
 
 def _take_debug(argv: list[str]) -> tuple[bool, list[str]]:
