@@ -232,64 +232,128 @@ class Lookup:
         """[m] int64 positions, -1 for those not in the list."""
         wanted = np.asarray(wanted, dtype=np.int64)
         if self._dense is not None:
-            inside = (wanted >= 0) & (wanted < len(self._dense))
-            return np.where(inside, self._dense[np.where(inside, wanted, 0)], -1).astype(np.int64)
+            return np.asarray(_take(self._dense, wanted.ravel())).reshape(wanted.shape)
         if not len(self._sorted):
             return np.full(wanted.shape, -1, dtype=np.int64)
         at = np.minimum(np.searchsorted(self._sorted, wanted), len(self._sorted) - 1)
         return np.where(self._sorted[at] == wanted, self._order[at], -1)
 
 
+@numba.njit(cache=True, nogil=True)
+def _take(table, wanted):  # type: ignore[no-untyped-def]
+    found = np.full(len(wanted), -1, dtype=np.int64)
+    for i in range(len(wanted)):
+        if 0 <= wanted[i] < len(table):
+            found[i] = table[wanted[i]]
+    return found
+
+
+def bins(xy: np.ndarray, matrix: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Bin of a regular grid that holds each point, bins being half open.
+
+    Parameters
+    ----------
+    xy
+        [m, 2].
+    matrix
+        [3, 3] projective, from x, y to (column, row).
+    shape
+        Rows and columns.
+
+    Returns
+    -------
+    numpy.ndarray
+        [m] int64, row * columns + column; -1 outside, and for points without a place.
+    """
+    return np.asarray(_bins(np.ascontiguousarray(xy, dtype=np.float64), np.asarray(matrix, dtype=np.float64), *shape))
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _bins(xy, m, rows, columns):  # type: ignore[no-untyped-def]
+    found = np.full(len(xy), -1, dtype=np.int64)
+    flat = m[2, 0] == 0 and m[2, 1] == 0 and m[2, 2] == 1
+    for i in range(len(xy)):
+        x, y = xy[i, 0], xy[i, 1]
+        c, r = m[0, 0] * x + m[0, 1] * y + m[0, 2], m[1, 0] * x + m[1, 1] * y + m[1, 2]
+        if not flat:
+            w = m[2, 0] * x + m[2, 1] * y + m[2, 2]
+            c, r = c / w, r / w
+        if c >= 0 and r >= 0 and c < columns and r < rows:
+            found[i] = int(r) * columns + int(c)
+    return found
+
+
 class Counter:
     """Counts of (region, feature) pairs that come in pieces.
 
-    Pieces are summed as they come: rows sorted by place repeat the same pairs, so what is kept is near the size of
-    the result.
+    A piece is summed by a hash table as it comes: rows sorted by place repeat the same pairs, so that it stays in
+    the processor's cache and what is kept is near the size of the result. Pieces are put in order once there are many.
     """
 
     def __init__(self, n_regions: int, n_features: int) -> None:
         self._shape = (n_regions, n_features)
-        self._pieces: list[tuple[np.ndarray, np.ndarray]] = []
+        self._pieces: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._total: sp.csr_matrix | None = None
         self._kept = 0
         self._limit = 1 << 24
 
     def add(self, regions: np.ndarray, features: np.ndarray, weights: np.ndarray | None = None) -> None:
         """Count pairs; those with a negative region or feature are left out."""
-        keep = (regions >= 0) & (features >= 0)
-        keys = regions[keep].astype(np.int64) * self._shape[1] + features[keep]
-        self._pieces.append(_sum_by_key(keys, None if weights is None else weights[keep]))
-        self._kept += len(self._pieces[-1][0])
+        regions, features = (np.ascontiguousarray(v, dtype=np.int64) for v in (regions, features))
+        if weights is None:
+            piece = _tally(regions, features, max(1, self._shape[1]), np.zeros(0, dtype=np.int32))
+        else:
+            piece = _tally(regions, features, max(1, self._shape[1]), np.ascontiguousarray(weights, dtype=np.float64))
+        self._pieces.append(piece)
+        self._kept += len(piece[0])
         if self._kept > self._limit:
             self._merge()
-            self._limit = max(self._limit, 2 * self._kept)
 
     def _merge(self) -> None:
-        if len(self._pieces) > 1:
-            self._pieces = [_sum_by_key(*(np.concatenate(p) for p in zip(*self._pieces, strict=True)))]
-        self._kept = len(self._pieces[0][0]) if self._pieces else 0
+        if self._pieces:
+            rows, columns, values = (np.concatenate(p) for p in zip(*self._pieces, strict=True))
+            found = sp.coo_matrix((values, (rows, columns)), shape=self._shape).tocsr()
+            found.sum_duplicates()
+            self._total = found if self._total is None else self._total + found
+        self._pieces, self._kept = [], 0
 
     def matrix(self, dtype: type | str = np.int32) -> sp.csr_matrix:
         """[n_regions, n_features] CSR with sorted columns."""
         self._merge()
-        keys, counts = self._pieces[0] if self._pieces else (np.zeros(0, np.int64), np.zeros(0, np.int64))
-        rows, columns = np.divmod(keys, self._shape[1] or 1)
-        starts = np.searchsorted(rows, np.arange(self._shape[0] + 1))
-        small = len(keys) < 2**31
-        kind = np.int32 if small else np.int64
-        return sp.csr_matrix((counts.astype(dtype), columns.astype(kind), starts.astype(kind)), shape=self._shape)
+        found = sp.csr_matrix(self._shape, dtype=dtype) if self._total is None else self._total.astype(dtype)
+        found.sort_indices()
+        return found
 
 
-def _sum_by_key(keys: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    if len(keys) == 0:
-        return keys, np.zeros(0, dtype=np.int64 if weights is None else weights.dtype)
-    if weights is None:
-        keys = np.sort(keys)
-        starts = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]])
-        return keys[starts], np.diff(np.r_[starts, len(keys)])
-    order = np.argsort(keys, kind="stable")
-    keys = keys[order]
-    starts = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]])
-    return keys[starts], np.add.reduceat(weights[order], starts)
+@numba.njit(cache=True, nogil=True)
+def _tally(regions, features, n_features, weights):  # type: ignore[no-untyped-def]
+    """Distinct pairs by first appearance, int32 each, and their counts (or sums, where there are weights)."""
+    bits = 4
+    while (1 << bits) < 2 * len(regions):
+        bits += 1
+    mask = (1 << bits) - 1
+    place = np.full(1 << bits, -1, dtype=np.int32)
+    rows, columns = np.empty(len(regions), dtype=np.int32), np.empty(len(regions), dtype=np.int32)
+    values = np.zeros(len(regions), dtype=weights.dtype)
+    n = 0
+    for i in range(len(regions)):
+        r, c = regions[i], features[i]
+        if r < 0 or c < 0:
+            continue
+        key = np.uint64(r) * np.uint64(n_features) + np.uint64(c)
+        at = np.int64((key * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - bits))
+        while place[at] >= 0 and not (rows[place[at]] == r and columns[place[at]] == c):
+            at = (at + 1) & mask
+        k = place[at]
+        if k < 0:
+            k = n
+            place[at], rows[k], columns[k] = k, r, c
+            n += 1
+        if len(weights):
+            values[k] += weights[i]
+        else:
+            values[k] += 1
+    return rows[:n].copy(), columns[:n].copy(), values[:n].copy()
 
 
 def mean_by_group(values: np.ndarray, rows: np.ndarray, groups: np.ndarray, *, n_groups: int) -> np.ndarray:

@@ -60,8 +60,9 @@ def aggregate(
         locate, scan(sdata, points, columns=wanted, keep=keep, rows=_BATCH_ROWS), n_jobs or settings.n_jobs
     ):
         counter.add(regions, codes, weights)
-        seen["counted"] += int((regions >= 0).sum())
-        seen["outside"] += n - int((regions >= 0).sum()) if overlap == "first" else 0
+        counted = int(np.count_nonzero(regions >= 0))
+        seen["counted"] += counted
+        seen["outside"] += n - counted if overlap == "first" else 0
         total -= n
     counts = counter.matrix(np.float64 if weight_column else np.int32)
     made = table(region, counts, var_names=values)

@@ -47,11 +47,7 @@ class Grid(Geometry):
 
     def assign(self, xy_um: np.ndarray) -> np.ndarray:
         """See `Geometry.assign`; bins are half open, so that a border belongs to one."""
-        place = np.floor(project(np.linalg.inv(self.transform), xy_um))
-        with np.errstate(invalid="ignore"):
-            inside = ((place >= 0) & (place < (self.shape[1], self.shape[0]))).all(1)
-        place = np.where(inside[:, None], place, 0).astype(np.int64)
-        return np.where(inside, self.lookup(place[:, 1] * self.shape[1] + place[:, 0]), -1)
+        return self.lookup(kernels.bins(xy_um, np.linalg.inv(self.transform), self.shape))
 
     def take(self, index: np.ndarray) -> Grid:
         """See `Geometry.take`."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,9 @@ from ..store.points import to_um
 from .model import Box, Geometry, Region
 
 _BLOCK_PX = 2048
+_KEPT_BLOCKS = 8
+_MANY = 1024
+"""Points in a block from which on it is read whole and kept."""
 _FIRST_MARGIN_PX = 64
 
 
@@ -44,6 +47,17 @@ class Labels(Geometry):
         """Position of a label."""
         return kernels.Lookup(self.labels)
 
+    @cached_property
+    def block(self) -> Callable[[int, int], np.ndarray]:
+        """A block by its upper left pixel; the last few are kept, 16 MB each."""
+
+        @lru_cache(maxsize=_KEPT_BLOCKS)
+        def fetch(y0: int, x0: int) -> np.ndarray:
+            h, w = self.raster.shape
+            return read(self.raster, (y0, min(y0 + _BLOCK_PX, h), x0, min(x0 + _BLOCK_PX, w)))
+
+        return fetch
+
     def assign(self, xy_um: np.ndarray) -> np.ndarray:
         """See `Geometry.assign`; reads only the blocks that points lie in."""
         px = np.floor(project(np.linalg.inv(self.matrix), xy_um))
@@ -56,10 +70,15 @@ class Labels(Geometry):
         order = np.argsort(block, kind="stable")
         starts = np.flatnonzero(np.r_[True, np.diff(block[order]) != 0]) if len(order) else np.zeros(0, np.int64)
         for mine in np.split(order, starts[1:]) if len(order) else []:
-            # Only the part of the block that points span: batches of points that lie close together stay cheap.
-            y0, x0 = int(y[mine].min()), int(x[mine].min())
-            part = read(self.raster, (y0, int(y[mine].max()) + 1, x0, int(x[mine].max()) + 1))
-            found[inside[mine]] = part[y[mine] - y0, x[mine] - x0]
+            v, u = y[mine], x[mine]
+            if len(mine) >= _MANY:
+                # Points are stored by place: the next batch lies mostly in the same blocks.
+                y0, x0 = int(v[0]) // _BLOCK_PX * _BLOCK_PX, int(u[0]) // _BLOCK_PX * _BLOCK_PX
+                part = self.block(y0, x0)
+            else:
+                y0, x0 = int(v.min()), int(u.min())
+                part = read(self.raster, (y0, int(v.max()) + 1, x0, int(u.max()) + 1))
+            found[inside[mine]] = part[v - y0, u - x0]
         return np.where(found > 0, self.lookup(found), -1)
 
     def take(self, index: np.ndarray) -> Labels:
