@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import stainseq as ss
 from stainseq.core import registration
 from stainseq.errors import InputError
 
@@ -161,16 +162,22 @@ def test_swapped_rows_leave_no_consensus() -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "kind", "left_out"),
+    ("file", "n", "kind", "left_out"),
     [
-        # Residuals of hand-placed landmarks on neighbouring sections, um; a regression of ours, not a published figure.
-        ("merfish_S2R2_to_S2R3_13pairs.csv", "similarity", 256.9),
-        ("merfish_S2R2_to_S2R3_13pairs.csv", "affine", 240.9),
+        # Errors at hand-placed landmarks of neighbouring sections, in units of the target; regressions of ours, not
+        # published figures.
+        ("merfish_S2R2_to_S2R3_13pairs.csv", 13, "similarity", 256.9),
+        ("merfish_S2R2_to_S2R3_13pairs.csv", 13, "affine", 240.9),
+        ("merfish_S2R3_to_visium_hires_12pairs.csv", 12, "similarity", 358.8),
+        ("merfish_S2R3_to_visium_hires_12pairs.csv", 12, "affine", 385.9),
+        ("merfish_S2R3_to_visium_hires_12pairs.csv", 12, "projective", 306.6),
+        ("xenium_breast_rep1_rep2_3pairs.csv", 3, "similarity", 69.0),
     ],
 )
-def test_real_landmarks(data_dir, file: str, kind: str, left_out: float) -> None:
+def test_real_landmarks(data_dir, file: str, n: int, kind: str, left_out: float) -> None:
     path = data_dir / "registration" / file
-    pairs = np.loadtxt(path, delimiter=",", skiprows=1)
-    found = registration.register(pairs[:, :2], pairs[:, 2:], kind=kind)
+    he, goal = (ss.io.read_keypoints(path, side=side) for side in ("alignment", "fixed"))
+    assert len(he.xy) == n
+    found = registration.register(he.xy, goal.xy, kind=kind)
     assert np.sqrt((found.left_out**2).mean()) == pytest.approx(left_out, abs=0.1)
     assert found.left_out.mean() > found.residuals.mean()

@@ -18,7 +18,11 @@ def align(
     /,
     *,
     he: Annotated[Path, Parameter(help="Landmarks of the H&E image: a file of x and y in pixels.")],
-    target: Annotated[Path, Parameter(help="The same landmarks, in the same order, of the frame to lay it onto.")],
+    target: Annotated[
+        Path | None,
+        Parameter(help="The same landmarks, in the same order, of the frame to lay it onto; default the file of --he."),
+    ] = None,
+    image: Path | None = None,
     kind: Literal["similarity", "affine", "projective"] | None = None,
     he_level: int | None = None,
     target_level: int | None = None,
@@ -26,6 +30,7 @@ def align(
     target_key: str | None = None,
     consensus_um: float | None = None,
     image_key: str = "he",
+    any_scale: bool = False,
     figure: Path | None = None,
     json: Json = None,
     seed: Seed = 0,
@@ -34,6 +39,8 @@ def align(
 
     Parameters
     ----------
+    image
+        Picture file to add to a slide that has no H&E, or under another --image-key.
     kind
         Of transform. Default: the simplest whose error at left-out landmarks is within a tenth of the lowest.
     he_level
@@ -48,6 +55,8 @@ def align(
         Landmarks further off than this are taken for mistakes and left out, um; default: all count.
     image_key
         The H&E image.
+    any_scale
+        Accept a pixel size that contradicts the image's metadata.
     figure
         File (PNG, PDF, SVG) for a picture of the result.
     """
@@ -58,6 +67,7 @@ def align(
         sdata,
         he=he,
         target=target,
+        image=image,
         kind=kind,
         he_level=he_level,
         target_level=target_level,
@@ -65,6 +75,7 @@ def align(
         target_key=target_key,
         consensus_um=consensus_um,
         image_key=image_key,
+        any_scale=any_scale,
         seed=seed,
     )
     if figure is not None:

@@ -12,7 +12,9 @@ import numpy as np
 from ..errors import FormatError, InputError, MissingError
 
 _LEVEL = re.compile(r"#(\d+)")
-_EXPLORER = ("fixedx", "fixedy", "alignmentx", "alignmenty")
+_COLUMN = re.compile(r"(?P<name>.*?)_?(?P<axis>[xy])_?(?P<unit>um|px)?$")
+SIDES = ("alignment", "fixed")
+"""The image that is laid onto another, and that one."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,15 @@ class Keypoints:
         Pyramid level at which they were written; already multiplied out.
     names
         Landmark names where the file has them.
+    two_sided
+        The file lists the landmarks of another picture, too.
     """
 
     xy: np.ndarray
     unit: str | None
     level: int
     names: tuple[str, ...] | None = None
+    two_sided: bool = False
 
 
 def read_keypoints(
@@ -44,8 +49,10 @@ def read_keypoints(
 
     Two columns x and y, separated by blanks, tabs or commas, with or without a header; a further column ``name`` or
     ``id`` is kept. A header that ends in ``_um`` or ``_px`` tells the unit, ``#2`` in the file's name the pyramid level
-    (as Pixel2Gene's ``he#2_keypoints.txt``). Xenium Explorer's keypoints (``fixedX, fixedY, alignmentX, alignmentY``)
-    hold both pictures in pixels: `side` says which is meant.
+    (as Pixel2Gene's ``he#2_keypoints.txt``). Files that hold both pictures, `side` saying which is meant: Xenium
+    Explorer's (``fixedX, fixedY, alignmentX, alignmentY``, pixels), and pairs of columns as of STalign's landmarks
+    (``merfish_x_um, merfish_y_um, visium_x_px, visium_y_px``), where the one in pixels is laid onto the one in um, and
+    of two in the same unit the first onto the second.
 
     Parameters
     ----------
@@ -57,7 +64,7 @@ def read_keypoints(
     unit
         "px" or "um", where the file does not tell.
     side
-        "fixed" or "alignment", for Xenium Explorer's files: the morphology image and the image laid onto it.
+        "alignment" or "fixed", for files that hold both: the image that is laid onto the other, and that one.
 
     Returns
     -------
@@ -81,11 +88,13 @@ def read_keypoints(
         raise FormatError(f"the landmarks cannot be read ({e})", where=path, fix="give a text file") from e
     rows = [re.split(r"[\s,;]+", line) for line in lines if not line.startswith("//")]
     header = [] if not rows or _numbers(rows[0][:2]) else [h.strip('"').lower() for h in rows.pop(0)]
-    x, y, name, told = _columns(header, side, path)
+    x, y, name, told, two_sided = _columns(header, side, path)
     values = [_numbers([row[i] for i in (x, y) if i < len(row)]) for row in rows]
     for row, value in zip(rows, values, strict=True):
         if value is None or len(value) < 2:
-            raise FormatError(f"a landmark that is not two numbers ({' '.join(row)[:60]})", where=path)
+            raise FormatError(
+                f"a landmark that is not two numbers ({' '.join(row)[:60]})", where=path, fix="give x and y of each"
+            )
     if not values:
         raise FormatError("a file without landmarks", where=path, fix="give one landmark a line: x y")
     if told is not None and unit is not None and told != unit:
@@ -100,7 +109,7 @@ def read_keypoints(
             f"level {level} of coordinates in {unit or 'unknown units'}", where=path, fix="levels are of px"
         )
     names = tuple(row[name] for row in rows) if name is not None and all(len(r) > name for r in rows) else None
-    return Keypoints(np.array(values, dtype=np.float64) * 2.0**level, unit, level, names)
+    return Keypoints(np.array(values, dtype=np.float64) * 2.0**level, unit, level, names, two_sided)
 
 
 def write_keypoints(xy: np.ndarray, path: str | os.PathLike[str], *, level: int = 0) -> Path:
@@ -142,25 +151,35 @@ def write_keypoints(xy: np.ndarray, path: str | os.PathLike[str], *, level: int 
     return write_file(path, lambda staged: staged.write_text(lines, encoding="utf-8"))
 
 
-def _columns(header: list[str], side: str, path: Path) -> tuple[int, int, int | None, str | None]:
-    """Where x, y and the names stand, and the unit that the header tells."""
-    if set(_EXPLORER) <= set(header):
-        if side not in ("fixed", "alignment"):
-            raise InputError(f"no side named {side!r}", where=path, fix="fixed or alignment")
-        return header.index(f"{side}x"), header.index(f"{side}y"), None, "px"
+def _columns(header: list[str], side: str, path: Path) -> tuple[int, int, int | None, str | None, bool]:
+    """Where x, y and the names stand, the unit that the header tells, and whether it has both sides."""
+    if side not in SIDES:
+        raise InputError(f"no side named {side!r}", where=path, fix=" or ".join(SIDES))
     if not header:
-        return 0, 1, None, None
-    for unit in ("um", "px", None):
-        ends = f"_{unit}" if unit else ""
-        xs, ys = ([i for i, h in enumerate(header) if h in (axis + ends, f"{axis}{unit}")] for axis in "xy")
-        if len(xs) == 1 and len(ys) == 1:
-            named = next((i for i, h in enumerate(header) if h in ("name", "id", "landmark")), None)
-            return xs[0], ys[0], named, unit
-    raise FormatError(
-        f"columns {', '.join(header[:6])} where x and y are needed",
-        where=path,
-        fix="name them x, y (or x_um, y_um, x_px, y_px)",
-    )
+        return 0, 1, None, None, False
+    place = {m.group("name", "axis", "unit"): i for i, h in enumerate(header) if (m := _COLUMN.fullmatch(h))}
+    pairs = [(name, unit, place[name, "x", unit]) for name, axis, unit in place if axis == "x"]
+    pairs = [(name, unit, x) for name, unit, x in pairs if (name, "y", unit) in place]
+    if len(pairs) not in (1, 2):
+        raise FormatError(
+            f"columns {', '.join(header[:6])} where x and y are needed",
+            where=path,
+            fix="name them x, y (or x_um, y_um, x_px, y_px), with a prefix each where there are two pairs",
+        )
+    name, unit, x = pairs[0] if len(pairs) == 1 else _pair(pairs, side)
+    told = unit or ("px" if {p[0] for p in pairs} == set(SIDES) else None)
+    named = next((i for i, h in enumerate(header) if h in ("name", "id", "landmark")), None)
+    return x, place[name, "y", unit], named, told, len(pairs) == 2
+
+
+def _pair(pairs: list[tuple[str, str | None, int]], side: str) -> tuple[str, str | None, int]:
+    """The pair of columns that is a side."""
+    by_name = {name: (name, unit, x) for name, unit, x in pairs}
+    if set(by_name) == set(SIDES):
+        return by_name[side]
+    if {unit for _, unit, _ in pairs} == {"um", "px"}:
+        pairs = sorted(pairs, key=lambda p: p[1] == "um")
+    return pairs[SIDES.index(side)]
 
 
 def _numbers(fields: list[str]) -> list[float] | None:

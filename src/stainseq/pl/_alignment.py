@@ -41,7 +41,7 @@ def alignment(
     """
     import cv2
 
-    from .. import image
+    from .. import image, regions
     from ..core import registration
     from . import _draw, _style
 
@@ -62,9 +62,9 @@ def alignment(
         box = (low[0], low[1], high[0], high[1])
         _draw.picture(axes, canvas, box, alpha=1.0)
         _draw.frame(axes, box)
-        points = _regions(sdata)
+        points = regions.measured_um(sdata)
         if points is not None:
-            x, y = points.T
+            x, y = points[:: max(1, len(points) // _MAX_POINTS)].T
             axes.scatter(x, y, s=2, color=_style.palette(1)[0], linewidths=0, rasterized=True)
         for row in landmarks:
             _landmark(axes, row, opened.to_um)
@@ -82,12 +82,3 @@ def _landmark(axes: Any, row: dict[str, Any], to_um: np.ndarray) -> None:
     axes.plot(*np.column_stack([goal, goal + 10 * (mapped - goal)]), color=colour, linewidth=1)
     off = f"{row['residual_um']:.1f}"
     axes.annotate(f"{row['name']}: {off} um", goal, xytext=(5, 5), textcoords="offset points", fontsize=6, color=colour)
-
-
-def _regions(sdata: SpatialData) -> np.ndarray | None:
-    name = next((r for r in (keys.CELLS, keys.NUCLEI, keys.SPOTS) if r in sdata.shapes), None)
-    if name is None:
-        return None
-    centres = sdata.shapes[name].geometry.centroid
-    every = max(1, len(centres) // _MAX_POINTS)
-    return np.column_stack([centres.x, centres.y])[::every]

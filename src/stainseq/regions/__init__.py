@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .. import keys
 from ..errors import InputError, MissingError
 from .model import Box, Region
 from .overlap import shares
@@ -26,6 +27,7 @@ __all__ = [
     "aggregate",
     "assign",
     "get",
+    "measured_um",
     "members",
     "names",
     "pool",
@@ -33,6 +35,9 @@ __all__ = [
     "shares",
     "table",
 ]
+
+
+_MEASURED = (keys.CELLS, keys.NUCLEI, keys.SPOTS, "bins_008um", "bins_016um", "bins_002um")
 
 
 def names(sdata: SpatialData) -> list[str]:
@@ -64,6 +69,26 @@ def get(sdata: SpatialData, region: str) -> Region:
     """
     opened: Region = _module(sdata, region).load(sdata, region)
     return opened
+
+
+def measured_um(sdata: SpatialData) -> np.ndarray | None:
+    """Where a slide was measured: centres of its cells, nuclei, spots or bins, whichever there are first.
+
+    Returns
+    -------
+    numpy.ndarray or None
+        float64 [n, 2] (x, y) in microns.
+    """
+    there = set(names(sdata))
+    name = next((r for r in _MEASURED if r in there), None)
+    if name is None:
+        return None
+    if name in sdata.shapes:
+        import numpy as np
+
+        centres = sdata.shapes[name].geometry.centroid
+        return np.column_stack([centres.x, centres.y])
+    return get(sdata, name).centres_um
 
 
 def read_window(sdata: SpatialData, region: str | Region, box_um: Box) -> GeoDataFrame:
