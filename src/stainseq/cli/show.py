@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -28,6 +28,17 @@ def plot(
     ] = None,
     compare: bool = False,
     prediction: str | None = None,
+    show: Annotated[
+        list[Literal["measured", "predicted", "enhanced"]] | None,
+        Parameter(help="With --compare: what to draw of superpixels; may be repeated. Default what is there."),
+    ] = None,
+    top: int = 6,
+    by: Literal["counts", "variance", "score"] = "counts",
+    metrics: Path | None = None,
+    overlay: float | None = None,
+    quality: str | None = None,
+    one_scale: bool = False,
+    quantiles: tuple[float, float] = (0.01, 0.99),
     image_key: str = "he",
     image_alpha: float = 0.4,
     crop_um: tuple[float, float, float, float] | None = None,
@@ -50,9 +61,25 @@ def plot(
     layer
         Layer instead of X.
     compare
-        Draw each gene as measured and as predicted, side by side on one colour scale.
+        Draw each gene as measured and as predicted, side by side; on superpixels (and other grids) enhanced too, by
+        pixels instead of outlines: fast for a whole slide.
     prediction
         With --compare: table of the prediction; the region's only one when left out.
+    top
+        With --compare on superpixels: how many genes, where none are named.
+    by
+        What ranks these: counts, variance (of the prediction), or score (held-out Pearson).
+    metrics
+        Scores that rank and are written beside genes, JSON of evaluate or MODEL/metrics.json; with --by score evaluated
+        here when left out.
+    overlay
+        With --compare on superpixels: draw them over the picture with this opacity, 0 to 1; on white when left out.
+    quality
+        With --compare on superpixels: table of quality; what is not good is not drawn. "none" draws all.
+    one_scale
+        With --compare on superpixels: one colour bar for all panels of a gene.
+    quantiles
+        Colour bars run from and to these shares of the values.
     image_key
         Image below; "none" for none.
     image_alpha
@@ -71,6 +98,7 @@ def plot(
         Pixels per inch of the file.
     """
     import stainseq as ss
+    from stainseq import regions
     from stainseq._files import check_output, write_file
     from stainseq.errors import InputError
 
@@ -84,15 +112,28 @@ def plot(
         "crop_um": crop_um,
         "cmap": cmap,
         "panel_inches": panel_inches,
+        "quantiles": quantiles,
     }
+    drawn = list(color)
     if compare:
-        if not color:
-            raise InputError("no gene to compare", fix="name one or more after the slide")
         if beside or samples:
             raise InputError("--compare draws one slide", where=data, fix="give one store alone")
-        figure = ss.pl.measured_predicted(
-            ss.io.open(data), genes=list(color), truth=table_key, prediction=prediction, **common
-        )
+        sdata = ss.io.open(data)
+        tables = {"truth": table_key, "prediction": prediction}
+        if regions.get(sdata, region).kind == "grid":
+            del common["image_alpha"]
+            needed = metrics is not None or (by == "score" and not color)
+            which: dict[str, Any] = {"region": region, "truth": table_key, "prediction": prediction, "seed": 0}
+            found = _metrics(sdata, metrics, **which) if needed else None
+            ranked: dict[str, Any] = {"top": top, "by": by, "scores": found, "quality_key": quality}
+            figure = ss.pl.superpixels(
+                sdata, genes=drawn or None, show=show, overlay=overlay, one_scale=one_scale, columns=columns,
+                **ranked, **tables, **common,
+            )  # fmt: skip
+        elif not color:
+            raise InputError("no gene to compare", fix="name one or more after the slide")
+        else:
+            figure = ss.pl.measured_predicted(sdata, genes=drawn, **tables, **common)
     else:
         figure = ss.pl.spatial(
             [data, *beside] if beside else data,

@@ -11,8 +11,10 @@ _WHERE = {
     "report": "_report",
     "scores": "_scores",
     "spatial": "_spatial",
+    "superpixel_quality": "_superpixels",
+    "superpixels": "_superpixels",
 }
-__all__ = ["alignment", "measured_predicted", "report", "scores", "spatial"]
+__all__ = ["alignment", "measured_predicted", "report", "scores", "spatial", "superpixel_quality", "superpixels"]
 
 if TYPE_CHECKING:
     from ._alignment import alignment
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from ._report import report
     from ._scores import scores
     from ._spatial import spatial
+    from ._superpixels import superpixel_quality, superpixels
 
 
 def __getattr__(name: str) -> Any:

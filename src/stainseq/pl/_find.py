@@ -206,7 +206,7 @@ def values(table: AnnData, name: str, *, layer: str | None = None) -> Values:
     by_symbol = _by_symbol(table, name)
     if by_symbol is not None:
         return _gene(table, by_symbol, layer)
-    raise MissingError(f"{name!r} is neither a gene nor a column of obs", fix=_near(table, name))
+    raise MissingError(f"{name!r} is neither a gene nor a column of obs", fix=near(table, name))
 
 
 def is_gene(table: AnnData | None, name: str | None) -> bool:
@@ -249,7 +249,7 @@ def _by_symbol(table: AnnData, name: str) -> str | None:
     return None
 
 
-def _near(table: AnnData, name: str) -> str:
+def near(table: AnnData, name: str) -> str:
     """What may have been meant: the same in other case, then what is spelt alike."""
     import difflib
 
@@ -273,13 +273,20 @@ def _gene(table: AnnData, name: str, layer: str | None) -> Values:
     if layer is not None and layer not in table.layers:
         raise MissingError(f"no layer {layer!r}", fix=f"layers there: {', '.join(table.layers) or 'none'}")
     matrix = table.X if layer is None else table.layers[layer]
-    column = matrix[:, [table.var_names.get_loc(name)]]
-    if not is_counts(matrix):
+    at = table.var_names.get_loc(name)
+    # A prediction says its unit; to look at all values of one that stays on disk would read it whole.
+    if "units" in table.uns.get(keys.STAMP, {}) or hasattr(matrix, "dask") or not is_counts(matrix):
         unit = table.uns.get(keys.STAMP, {}).get("units", "") if layer is None else layer
         unit = "log(1 + counts per 10,000)" if unit == "log1p(counts per 1e4)" else str(unit)
-        return Values(name, numbers=_dense(column), unit=unit)
+        return Values(name, numbers=column(matrix, at), unit=unit)
     library = np.asarray(matrix.sum(axis=1), dtype=float).ravel()
-    return Values(name, numbers=_dense(log1p_cp10k(column, library=library)), unit="log(1 + counts per 10,000)")
+    shown = _dense(log1p_cp10k(matrix[:, [at]], library=library))
+    return Values(name, numbers=shown, unit="log(1 + counts per 10,000)")
+
+
+def column(matrix: Any, at: Any) -> np.ndarray:
+    """A column of a matrix, sparse, dense or lazy, float64 [n]."""
+    return _dense(matrix[:, [int(at)]])
 
 
 def _dense(column: Any) -> np.ndarray:
@@ -306,7 +313,7 @@ def marks(data: Any, table: AnnData | None, region: str, *, rows: np.ndarray | N
 
     opened = regions.get(data, region)
     if table is not None:
-        at = _rows(opened.ids, table, region)
+        at = rows_of(opened.ids, table, region)
         at = at if rows is None else at[rows]
         opened = opened if np.array_equal(at, np.arange(len(opened))) else opened.take(at)
     return _marks_of(data, opened)
@@ -350,7 +357,14 @@ def _has_region(data: SpatialData, region: str) -> bool:
     return region in regions.names(data)
 
 
-def _rows(ids: np.ndarray, table: AnnData, region: str) -> np.ndarray:
+def rows_of(ids: np.ndarray, table: AnnData, region: str) -> np.ndarray:
+    """Positions of a table's rows among the regions.
+
+    Raises
+    ------
+    MissingError
+        Some are not there.
+    """
     import pandas as pd
 
     rows = pd.Index(ids).get_indexer(table.obs_names)
