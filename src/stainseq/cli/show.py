@@ -119,7 +119,7 @@ def plot(
         if beside or samples:
             raise InputError("--compare draws one slide", where=data, fix="give one store alone")
         sdata = ss.io.open(data)
-        tables = {"truth": table_key, "prediction": prediction}
+        tables: dict[str, Any] = {"truth": table_key, "prediction": prediction}
         if regions.get(sdata, region).kind == "grid":
             del common["image_alpha"]
             needed = metrics is not None or (by == "score" and not color)
