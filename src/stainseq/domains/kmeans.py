@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from ..core import clusters, neighbors
+from ..core import clusters, mixture, neighbors
 from ..core.pca import moments, pca
 from ..errors import InputError
 from ._batches import Correction, correct
-from ._inputs import Assignment, check, one_thread
+from ._inputs import Assignment, agree, check, one_thread
 
 _FLOOR = 1e-6
 """Least variance of a component inside a cluster, as a share of its total: keeps the mixture from a singular matrix."""
@@ -83,9 +83,12 @@ def assign(
         smooth = (1 - smoothing) * own + smoothing * neighbors.neighbour_mean(graph, own)
         smooth = correct(smooth, inputs.samples, correction, seed=seed)
         start = clusters.exactly(clusters.kmeans(smooth, n_domains, seed=seed), smooth, n_domains, seed=seed)
-        labels, probabilities = _mixture(smooth, start, n_domains)
+        probabilities = mixture.fit(smooth, start, n_domains, spherical=False).posterior(smooth)
+        labels = probabilities.argmax(axis=1)
+        if len(np.unique(labels)) < n_domains:
+            labels = start
     info = {"n_components": own.shape[1], "n_genes": int(min(n_genes, inputs.X.shape[1]))}
-    return inputs.finish(labels, probabilities, smooth, info)
+    return inputs.finish(labels, agree(labels, probabilities), smooth, info)
 
 
 def _variable(X: Any, n_genes: int) -> Any:
@@ -99,53 +102,3 @@ def _variable(X: Any, n_genes: int) -> Any:
 def _components(values: Any, n_components: int, seed: int) -> np.ndarray:
     # A row less than there are rows: otherwise every row is a corner of its own.
     return pca(values, max(1, min(n_components, values.shape[0] - 2)), seed=seed).scores
-
-
-def _mixture(values: np.ndarray, start: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Gaussian mixture with one covariance for all, started from the k-means labels; probabilities float64 [n, k].
-
-    With few rows a covariance cannot be told, and a mixture may empty a cluster: then the k-means labels stand, with
-    the probabilities of one mixture step.
-    """
-    n, d = values.shape
-    posterior = _posterior(values, np.eye(k)[start])
-    if n < 5 * d or k == 1:
-        return _consistent(start, posterior)
-    for _ in range(100):
-        new = _posterior(values, posterior)
-        if np.abs(new - posterior).max() < 1e-4:
-            break
-        posterior = new
-    labels = new.argmax(1)
-    if len(np.unique(labels)) < k:
-        return _consistent(start, _posterior(values, np.eye(k)[start]))
-    return labels, new
-
-
-def _posterior(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """One step of expectation maximisation: from membership weights [n, k] to new ones."""
-    from scipy.linalg import cholesky, solve_triangular
-
-    size = weight.sum(0) + 1e-12
-    means = (weight.T @ values) / size[:, None]
-    total = values.T @ values
-    within = (total - (means.T * size) @ means) / len(values)
-    within += np.diag(_FLOOR * values.var(0) + 1e-12)
-    root = cholesky(within, lower=True)
-    white, centres = solve_triangular(root, values.T, lower=True).T, solve_triangular(root, means.T, lower=True).T
-    log = white @ centres.T - 0.5 * (centres**2).sum(1) + np.log(size / len(values))
-    log -= log.max(1, keepdims=True)
-    out = np.exp(log)
-    return np.asarray(out / out.sum(1, keepdims=True))
-
-
-def _consistent(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities whose largest is the label's: where it is not, the row counts as undecided between the two."""
-    n = np.arange(len(labels))
-    best = probabilities.argmax(1)
-    swap = best != labels
-    mean = (probabilities[n, best] + probabilities[n, labels]) / 2
-    probabilities = probabilities.copy()
-    probabilities[n[swap], best[swap]] = mean[swap]
-    probabilities[n[swap], labels[swap]] = mean[swap]
-    return labels, probabilities

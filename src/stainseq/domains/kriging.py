@@ -1,4 +1,4 @@
-"""Components that neighbours share, denoised by kriging with a covariance fitted to the data, then k-means."""
+"""Components that neighbours share, denoised by kriging with a covariance fitted to the data, then a mixture."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from ..core import clusters, kriging
+from ..core import clusters, kriging, mixture
 from ..core.graphs import by_sample
 from ..core.pca import moments
 from ..core.refine import nearest
 from ..core.values import is_counts
 from ..errors import InputError
 from ._batches import Correction, correct
-from ._inputs import Assignment, Inputs, check, one_thread
+from ._inputs import Assignment, Inputs, agree, check, one_thread
 
 DEFAULT = True
 WANTS = "counts"
 
 _FIT_ROWS = 100_000
 _STARTS = 20  # of ten, one seed in twenty ended in a worse optimum on 151510
-_BLOCK_ROWS = 65536
 
 
 def assign(
@@ -43,7 +42,9 @@ def assign(
     Four steps: (1) the most variable genes of log-normalised counts, standardised; (2) directions in which a row varies
     together with its neighbours; (3) each row's structured part by kriging, with one covariance function fitted to the
     sample, so that the data decide how far to smooth: hardly at all where a neighbour is already another layer, over
-    dozens of cells where single cells are noisy; (4) k-means. One setting served single cells, 55 um and 100 um spots.
+    dozens of cells where single cells are noisy; (4) a mixture of Gaussians of one variance, whose shares are free, for
+    domains differ in size and k-means would cut the large for the small. One setting served single cells, 55 um and
+    100 um spots.
 
     Parameters
     ----------
@@ -60,7 +61,7 @@ def assign(
         [n] sample of each row. Genes are standardised within each sample, which takes away shifts between them;
         neighbours and the covariance function are each sample's own; directions and clusters are joint.
     seed
-        Of k-means.
+        Of the k-means that the mixture starts from.
     n_genes
         Genes of largest variance taken. 500 to 2,000 gave nearly the same.
     n_components
@@ -77,9 +78,8 @@ def assign(
     Returns
     -------
     labels, probabilities, embedding, info
-        See the plug-in contract. Probabilities are those of a mixture of equal spherical Gaussians around the centres,
-        so that the most probable domain is the label. `info`: ``share`` and ``length`` of the covariance function of
-        each sample.
+        See the plug-in contract. Probabilities are the mixture's. `info`: ``share`` and ``length`` of the covariance
+        function of each sample.
 
     Notes
     -----
@@ -192,37 +192,29 @@ def denoise(
 
 
 def cluster(values: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """k-means with exactly k clusters, and probabilities that agree with it.
+    """Mixture of k spherical Gaussians of one variance and free shares, started from the best k-means.
 
     Parameters
     ----------
     values
         float64 [n, d].
     k
-        Clusters.
+        Clusters; exactly so many.
     seed
-        Of the starts, and of the 100,000 rows that centres are fitted on where there are more.
+        Of the starts, and of the 100,000 rows that it is fitted on where there are more.
 
     Returns
     -------
     labels, probabilities
         int64 [n]; float64 [n, k].
     """
-    n, d = values.shape
-    part = np.arange(n)
-    if n > _FIT_ROWS:
-        part = np.sort(np.random.default_rng([seed, 5]).choice(n, _FIT_ROWS, replace=False))
+    part = np.arange(len(values))
+    if len(values) > _FIT_ROWS:
+        part = np.sort(np.random.default_rng([seed, 5]).choice(len(values), _FIT_ROWS, replace=False))
     start = clusters.kmeans(values[part], k, seed=seed, n_init=_STARTS)
-    found = clusters.exactly(start, values[part], k, seed=seed)
-    centres = clusters.centroids(values[part], found, k)
-    squares = np.empty((n, k))
-    for first in range(0, n, _BLOCK_ROWS):
-        block = slice(first, first + _BLOCK_ROWS)
-        squares[block] = ((values[block, None] - centres) ** 2).sum(axis=2)
-    labels = squares.argmin(axis=1)
+    start = clusters.exactly(start, values[part], k, seed=seed)
+    probabilities = mixture.fit(values[part], start, k, spherical=True).posterior(values)
+    labels = probabilities.argmax(axis=1)
     if len(np.unique(labels)) < k:
-        labels = clusters.exactly(labels, values, k, seed=seed)
-    least = squares.min(axis=1, keepdims=True)
-    spread = max(float(least.mean()) / d, 1e-12 * float(squares.max()), np.finfo(float).tiny)
-    probabilities = np.exp(-(squares - least) / (2 * spread))
-    return labels, probabilities / probabilities.sum(axis=1, keepdims=True)
+        labels = start if len(part) == len(values) else clusters.exactly(labels, values, k, seed=seed)
+    return labels, agree(labels, probabilities)
