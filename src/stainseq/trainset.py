@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import featurise, keys, store
+from . import featurise, keys, quality, store
 from .errors import InputError, MissingError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class TrainSet:
     Parameters
     ----------
     X
-        float32 [n, d] features.
+        [n, d] features, float16 where they are stored so, else float32.
     colour
         float32 [n, c] features of the colour baseline.
     counts
@@ -166,10 +166,12 @@ def assemble(
         library = np.asarray(raw.sum(axis=1), dtype=np.float64).ravel()
         keep = (library > 0) | keep_empty
         dropped += int((~keep).sum())
+        good, left_out = quality.usable(sdata, region, ids)
+        keep &= good
         column = table.var_names.get_indexer(shared)
         parts.append(
             {
-                "X": np.asarray(features.X[at][keep], dtype=np.float32),
+                "X": _stored(features.X[at[keep]]),
                 "colour": np.asarray(colour[ids].X[keep], dtype=np.float32),
                 "counts": raw[keep][:, column],
                 "library": library[keep],
@@ -188,9 +190,12 @@ def assemble(
                 "tissue": str(info.get("tissue") or ""),
                 "image": stamp["inputs"][image_key],
                 "n": int(keep.sum()),
+                **({"left_out": left_out} if left_out else {}),
             }
         )
-    joined: dict[str, Any] = {k: np.concatenate([p[k] for p in parts]) for k in parts[0] if k != "counts"}
+    joined: dict[str, Any] = {
+        k: np.concatenate([p[k] for p in parts]) if len(parts) > 1 else parts[0][k] for k in parts[0] if k != "counts"
+    }
     patients = sorted({f["patient"] for f in facts})
     code = np.array([patients.index(f["patient"]) for f in facts])
     if not len(joined["ids"]):
@@ -204,6 +209,11 @@ def assemble(
         encoder=dict(encoder_facts or {}),
         dropped=dropped,
     )
+
+
+def _stored(values: Any) -> np.ndarray:
+    values = np.asarray(values)
+    return values if values.dtype == np.float16 else values.astype(np.float32, copy=False)
 
 
 def _shared_genes(columns: list[Any], wanted: Sequence[str] | None) -> list[str]:

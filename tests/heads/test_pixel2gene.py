@@ -62,7 +62,7 @@ def test_fit_and_predict_are_that_network_in_the_unit_of_the_targets() -> None:
     rng = np.random.default_rng(1)
     x = rng.normal(size=(320, 20)).astype(np.float32)
     y = rng.poisson(2.0, (320, 4)).astype(np.float32)
-    state = pixel2gene.fit(x, y, epochs=3, given_order=True, seed=5)
+    state = pixel2gene.fit(x, y, recipe="reference", epochs=3, given_order=True, seed=5)
     torch.manual_seed(5)
     net = pixel2gene.network(20, 4)
     low, span = y.min(0), np.ptp(y, axis=0)
@@ -78,6 +78,6 @@ def test_steps_follow_the_published_table(n: int, lr: float) -> None:
     x, y = np.zeros((n, 1), dtype=np.float32), np.arange(n, dtype=np.float32)[:, None]
     from stainseq.heads import _state
 
-    told = _state.config(pixel2gene.fit(x, y, epochs=0, given_order=True))
+    told = _state.config(pixel2gene.fit(x, y, recipe="reference", epochs=0, given_order=True))
     assert told["lr"] == lr
     assert told["batch"] == min(128, n // 16)

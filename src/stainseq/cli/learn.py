@@ -80,6 +80,7 @@ def train(
         auto, cpu, cuda, mps; for encoding.
     """
     import stainseq as ss
+    from stainseq.tl._train import is_first
 
     if not slides:
         from cyclopts import CycloptsError
@@ -105,6 +106,9 @@ def train(
         overwrite=overwrite,
         device=device,
     )
+
+    if not is_first():  # of the processes that torchrun has started
+        return
 
     def show(console: Console) -> None:
         console.print(f"{out}: cross-validated over {metrics['n_folds']} folds by {metrics['split']}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import sparse
 
 from ..core.splits import block_labels, group_folds, row_hash
 from ..errors import InputError
@@ -44,15 +45,16 @@ def check_fit(
     folds: np.ndarray | None = None,
     weights: np.ndarray | None = None,
     seed: int = 0,
+    stream: bool = False,
 ) -> Rows:
-    """Training data of the right shape, finite, with inner folds.
+    """Training data of the right shape, finite, with inner folds; `stream` leaves features as they are stored.
 
     Raises
     ------
     InputError
         Shapes that do not fit, no rows or columns, NaN or infinite values, weights that are negative or all 0.
     """
-    X, Y = _matrix(X, "features"), _matrix(Y, "targets")
+    X, Y = _matrix(X, "features", stream=stream), _matrix(Y, "targets")
     n = len(X)
     if len(Y) != n:
         raise InputError(f"{n} rows of features and {len(Y)} of targets", where="fit", fix="join both by id")
@@ -127,11 +129,40 @@ def need_places(coordinates: np.ndarray | None, n: int, *, what: str) -> np.ndar
     return coordinates
 
 
-def _matrix(values: Any, what: str) -> np.ndarray:
-    values = np.ascontiguousarray(values, dtype=np.float32)
+def check_counts(
+    counts: Any, library: np.ndarray | None, shape: tuple[int, int], *, where: str
+) -> tuple[sparse.csr_array, np.ndarray]:
+    """Raw counts as float32 CSR, and library sizes, for losses that need both."""
+    if counts is None or library is None:
+        raise InputError("a count loss needs counts and library sizes", where=where, fix="give both, or loss='mse'")
+    raw = sparse.csr_array(counts).astype(np.float32)
+    sizes = np.asarray(library, dtype=np.float64).ravel()
+    if raw.shape != shape or len(sizes) != shape[0]:
+        raise InputError(f"counts {raw.shape} and {len(sizes)} library sizes for targets {shape}", where=where)
+    if not np.isfinite(raw.data).all() or (raw.data < 0).any() or not (sizes >= 0).all():
+        raise InputError("counts or library sizes are negative or not finite", where=where, fix="give raw counts")
+    return raw, sizes
+
+
+def find_line(guess: np.ndarray, Y: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Slope and intercept per gene from guesses to targets; the log of a mean is not the mean of logs."""
+    w = weights[:, None] / weights.sum()
+    gm, ym = (w * guess).sum(axis=0), (w * Y).sum(axis=0)
+    variance = (w * (guess - gm) ** 2).sum(axis=0)
+    covariance = (w * (guess - gm) * (Y - ym)).sum(axis=0)
+    slope = np.divide(covariance, variance, out=np.zeros_like(covariance), where=variance > 1e-10)
+    slope = np.clip(slope, 0, 3)
+    return np.stack([slope, ym - slope * gm]).astype(np.float32)
+
+
+def _matrix(values: Any, what: str, *, stream: bool = False) -> np.ndarray:
+    if not stream or getattr(values, "dtype", np.dtype(object)).kind != "f":
+        values = np.ascontiguousarray(values, dtype=np.float32)
     if values.ndim != 2:
         raise InputError(f"{what} have {values.ndim} dimensions", where=what, fix="give rows x columns")
-    bad = ~np.isfinite(values).all(axis=1)
+    # In pieces: what is stored on disk or in half precision is never there twice.
+    pieces = [~np.isfinite(values[a : a + 8192]).all(axis=1) for a in range(0, len(values), 8192)]
+    bad = np.concatenate(pieces) if pieces else np.zeros(0, dtype=bool)
     if bad.any():
         raise InputError(
             f"{what} of {int(bad.sum())} of {len(values)} rows hold NaN or infinite values (first: row {bad.argmax()})",

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .._settings import settings as machine
+
 LOSSES = ("mse", "poisson", "nb")
 
 
@@ -53,15 +55,15 @@ class Plan(NamedTuple):
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def limit_threads(n: int = 1) -> Iterator[None]:
     """Sums are split over threads in another order for every number of threads; with one the order is fixed."""
     import torch
     from threadpoolctl import threadpool_limits
 
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(n)
     try:
-        with threadpool_limits(1):
+        with threadpool_limits(n):
             yield
     finally:
         torch.set_num_threads(before)
@@ -243,3 +245,15 @@ def train(plan: Plan, data: Data, members: int, epochs: int, device: str) -> Ens
     for _ in range(epochs):
         trainer.epoch()
     return ensemble
+
+
+def pick_device(device: str | None) -> str:
+    """The device that is asked for, else that of the settings, else the best there is."""
+    import torch
+
+    device = device or machine.device
+    if device != "auto":
+        return device
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy import sparse
 from scipy.linalg import eigh
 
-from .._settings import settings as machine
 from ..errors import InputError
 from . import _mlp
 from ._features import Scaler, blocks, check_context, fit_scaler, with_context
-from ._inputs import Rows, canonical_order, check_fit, check_predict
+from ._inputs import Rows, canonical_order, check_counts, check_fit, check_predict, find_line
 from ._state import State, config, pack
 
 NEEDS = ("torch",)
@@ -111,9 +109,12 @@ def fit(
     rows = check_fit(
         X, Y, coordinates=coordinates, slides=slides, groups=groups, folds=folds, weights=weights, seed=seed
     )
-    raw, sizes = _counts(loss, counts, library, rows.Y.shape)
+    raw, sizes = None, None
+    if loss != "mse":
+        sparse_counts, sizes = check_counts(counts, library, rows.Y.shape, where="mlp")
+        raw = sparse_counts.toarray()
     order = canonical_order(rows.X, rows.Y)
-    with _mlp.one_thread():
+    with _mlp.limit_threads():
         features = with_context(rows.X, {"per_slide": per_slide}, None, slides)
         scaler = fit_scaler(features[order], rows.weights[order])
         z = _scaled(features, scaler)
@@ -126,13 +127,13 @@ def fit(
         plan = _mlp.Plan(
             loss, hidden, dropout, lr, decay, batch or int(np.clip(len(x) // 16, 64, 1024)), max_epochs, patience, seed
         )
-        where = _device(device)
+        where = _mlp.pick_device(device)
         line = np.stack([np.ones(len(centre)), np.zeros(len(centre))]).astype(np.float32)
         residual, epochs = np.full(len(centre), np.nan, dtype=np.float32), 20
         if rows.folds is not None:
             epochs, outputs = _mlp.find_epochs(plan, data, rows.folds, where)
             guess = _unit(outputs, loss, target, centre, scale)
-            line = line if loss == "mse" else _line(guess, rows.Y, rows.weights)
+            line = line if loss == "mse" else find_line(guess, rows.Y, rows.weights)
             off = rows.Y - (guess * line[0] + line[1])
             residual = np.sqrt(rows.weights @ off**2 / rows.weights.sum()).astype(np.float32)
         ensemble = _mlp.train(plan, data, members, epochs, where)
@@ -170,7 +171,7 @@ def predict(
     options = config(state, "mlp")
     context = {k: options[k] for k in ("context_um", "context_k")}
     X = with_context(check_predict(X, options["n_features"]), {"per_slide": options["per_slide"]}, None, slides)
-    with _mlp.one_thread():
+    with _mlp.limit_threads():
         scaler = Scaler(state["mean"], state["gain"])
         low = np.concatenate([scaler(X[b]) @ state["components"] for b in blocks(len(X))] or [X[:, :0]])
         x = with_context(low, context, coordinates, slides) if len(X) else np.zeros((0, len(state["w1"][0])))
@@ -218,22 +219,6 @@ def _components(z: np.ndarray, pca: int) -> np.ndarray:
     return (directions / np.sqrt(max(values.mean() / len(sample), 1e-12))).astype(np.float32)
 
 
-def _counts(
-    loss: str, counts: Any, library: np.ndarray | None, shape: tuple[int, int]
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    if loss == "mse":
-        return None, None
-    if counts is None or library is None:
-        raise InputError(f"the {loss} loss needs counts and library sizes", where="mlp", fix="give both, or loss='mse'")
-    raw = (counts.toarray() if sparse.issparse(counts) else np.asarray(counts)).astype(np.float32)
-    sizes = np.asarray(library, dtype=np.float64).ravel()
-    if raw.shape != shape or len(sizes) != shape[0]:
-        raise InputError(f"counts {raw.shape} and {len(sizes)} library sizes for targets {shape}", where="mlp")
-    if not np.isfinite(raw).all() or (raw < 0).any() or not (sizes >= 0).all():
-        raise InputError("counts or library sizes are negative or not finite", where="mlp", fix="give raw counts")
-    return raw, sizes
-
-
 def _data(
     loss: str, rows: Rows, raw: np.ndarray | None, sizes: np.ndarray | None
 ) -> tuple[_mlp.Data, np.ndarray, np.ndarray]:
@@ -262,25 +247,3 @@ def _unit(outputs: np.ndarray, loss: str, target: float, centre: np.ndarray, sca
     if loss == "mse":
         return outputs * scale + centre
     return np.log1p(np.exp(np.clip(outputs, -30, 0)) * target)
-
-
-def _line(guess: np.ndarray, Y: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Slope and intercept per gene from guesses to targets; the log of a mean is not the mean of logs."""
-    w = weights[:, None] / weights.sum()
-    gm, ym = (w * guess).sum(axis=0), (w * Y).sum(axis=0)
-    variance = (w * (guess - gm) ** 2).sum(axis=0)
-    covariance = (w * (guess - gm) * (Y - ym)).sum(axis=0)
-    slope = np.divide(covariance, variance, out=np.zeros_like(covariance), where=variance > 1e-10)
-    slope = np.clip(slope, 0, 3)
-    return np.stack([slope, ym - slope * gm]).astype(np.float32)
-
-
-def _device(device: str | None) -> str:
-    import torch
-
-    device = device or machine.device
-    if device != "auto":
-        return device
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _GIVEN = {"counts", "library", "coordinates", "slides", "groups", "folds", "weights", "seed"}
 """What a head is given by `train`, and so no option of the user's."""
 
+_ROWS = 20_000
+_SEEN = {"cp10k": 0.1, "raw": 0.002}
+
 
 def train(
     slides: Any,
@@ -101,6 +104,7 @@ def train(
     from .. import featurise, model, registry, trainset
     from .._progress import progress
     from ..core.normalize import UNITS
+    from ..heads import _ranks
 
     if n_genes < 1 or (n_folds is not None and n_folds < 2) or not block_um > 0:
         raise InputError(
@@ -114,28 +118,30 @@ def train(
     name = head or registry.default("heads")
     plugin = registry.load("heads", name)
     _tables.check_options(plugin.fit, name, options or {}, given=_GIVEN)
-    data = trainset.assemble(
-        trainset.open_slides(slides),
-        region=region,
-        encoder=featurise.encoder_name(encoder),
-        weights=weights,
-        table_key=table_key,
-        genes=_gene_list(genes),
-        device=device,
-        keep_empty=normalize == "raw",
-    )
+    with _ranks.first_alone():
+        data = trainset.assemble(
+            trainset.open_slides(slides),
+            region=region,
+            encoder=featurise.encoder_name(encoder),
+            weights=weights,
+            table_key=table_key,
+            genes=_gene_list(genes),
+            device=device,
+            keep_empty=normalize == "raw",
+        )
     by, folds = make_folds(data, split, n_folds=n_folds, block_um=block_um, seed=seed)
     fit = Fitting(plugin, data, options or {}, seed, normalize)
     everything = np.arange(len(data.ids))
-    chosen = np.arange(len(data.genes)) if genes is not None else choose_genes(data, everything, n_genes)
+    chosen = np.arange(len(data.genes)) if genes is not None else choose_genes(data, everything, n_genes, normalize)
     states, colour, held_out = [], [], HeldOut(data, normalize)
     with progress(f"train {name}", len(folds) + 1) as advance:
+        fitted = fit.together([*(f.train for f in folds), everything], chosen)
         for i, fold in enumerate(folds):
-            wanted = chosen if genes is not None else choose_genes(data, fold.train, n_genes)
-            states.append(fit.fold(i, fold, wanted, chosen, held_out))
+            wanted = chosen if genes is not None else choose_genes(data, fold.train, n_genes, normalize)
+            states.append(fit.fold(i, fold, wanted, chosen, held_out, state=fitted[i] if fitted else None))
             colour.append(fit.colour(fold.train, chosen))
             advance(1)
-        final = fit.head(everything, chosen)
+        final = fitted[-1] if fitted else fit.head(everything, chosen)
         colour.insert(0, fit.colour(everything, chosen))
         advance(1)
     metrics = {**held_out.score(seed=seed), "split": by, "n_folds": len(folds), "n_genes": len(chosen)}
@@ -160,8 +166,16 @@ def train(
         "seconds": round(time.perf_counter() - start, 2),
         "notes": _notes(data, by),
     }
-    model.save(model.Model(config, final, states, training, colour, metrics), target, overwrite=overwrite)
+    if is_first():
+        model.save(model.Model(config, final, states, training, colour, metrics), target, overwrite=overwrite)
     return metrics
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and prints, of those that torchrun has started."""
+    from ..heads import _ranks
+
+    return _ranks.rank() == 0
 
 
 class Fitting:
@@ -197,6 +211,29 @@ class Fitting:
         """Fit the head."""
         return self._fit(self.plugin, self.data.X, rows, genes, self.options)
 
+    def together(self, parts: list[np.ndarray], genes: np.ndarray) -> list[dict[str, np.ndarray]] | None:
+        """Fit the head on several parts at once, reading features once; None where it has no way to."""
+        if not hasattr(self.plugin, "fit_parts") or self.options.get("recipe", "fast") != "fast":
+            return None
+        takes = inspect.signature(self.plugin.fit_parts).parameters
+        options = {k: v for k, v in self.options.items() if k in takes}
+        every = np.arange(len(self.data.ids))
+        states: list[dict[str, np.ndarray]] = self.plugin.fit_parts(
+            self.data.X,
+            self.targets(every, genes),
+            parts,
+            **self._given(self.plugin.fit_parts, every, genes),
+            **options,
+        )
+        return states
+
+    def predict(self, state: dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
+        """Mean for some rows; a head that reads in batches when it learns is given no more at a time here."""
+        size = _ROWS if hasattr(self.plugin, "fit_parts") else max(len(rows), 1)
+        pieces = [rows[a : a + size] for a in range(0, len(rows), size)] or [rows]
+        data = self.data
+        return np.concatenate([self.plugin.predict(state, data.X[p], **data.rows(p))[0] for p in pieces])
+
     def colour(self, rows: np.ndarray, genes: np.ndarray) -> dict[str, np.ndarray]:
         """Fit the colour baseline: the same targets by ridge from colour statistics."""
         from .. import registry
@@ -209,38 +246,41 @@ class Fitting:
         return getattr(self.plugin, "SEPARABLE", False) and all(self.options.get(k) != v for k, v in together.items())
 
     def _fit(self, plugin: Any, X: np.ndarray, rows: np.ndarray, genes: np.ndarray, options: dict[str, Any]) -> Any:
+        return plugin.fit(X[rows], self.targets(rows, genes), **self._given(plugin.fit, rows, genes), **options)
+
+    def _given(self, function: Any, rows: np.ndarray, genes: np.ndarray) -> dict[str, Any]:
+        """What a head is told of some rows beside features and targets."""
         data = self.data
         groups = data.patient if len(np.unique(data.patient[rows])) > 1 else data.slide
-        counts = data.counts[rows][:, genes]
         # Heads with a count loss scale their rates by the whole library, not by the chosen genes.
-        takes = inspect.signature(plugin.fit).parameters
+        takes = inspect.signature(function).parameters
         extra: dict[str, Any] = {"library": data.library[rows]} if "library" in takes else {}
         if extra and self.normalize == "raw":
             extra = {"library": np.ones(len(rows))} | ({"target": 1.0} if "target" in takes else {})
-        return plugin.fit(
-            X[rows],
-            self.targets(rows, genes),
-            counts=counts,
-            groups=groups[rows],
-            seed=self.seed,
-            **data.rows(rows),
-            **extra,
-            **options,
-        )
+        counts = data.counts[rows][:, genes]
+        return {"counts": counts, "groups": groups[rows], "seed": self.seed, **data.rows(rows), **extra}
 
     def fold(
-        self, number: int, fold: Fold, wanted: np.ndarray, kept: np.ndarray, held_out: HeldOut
+        self,
+        number: int,
+        fold: Fold,
+        wanted: np.ndarray,
+        kept: np.ndarray,
+        held_out: HeldOut,
+        *,
+        state: dict[str, np.ndarray] | None = None,
     ) -> dict[str, np.ndarray]:
         """Predict a fold's test rows for the genes chosen in its training part; return the state for the final genes.
 
         A head that fits genes together is fitted twice when both sets differ, so that the choice of the final genes,
-        which has seen the held-out counts, cannot touch the scores.
+        which has seen the held-out counts, cannot touch the scores. `state` is the one for the final genes, where it is
+        there already.
         """
         from ..registry import load
 
         data, test = self.data, fold.test
         if np.array_equal(wanted, kept):
-            columns, state = np.arange(len(wanted)), self.head(fold.train, wanted)
+            columns, state = np.arange(len(wanted)), state or self.head(fold.train, wanted)
             scored = state
         elif self._separable():
             both = np.union1d(wanted, kept)
@@ -248,8 +288,8 @@ class Fitting:
             state = self.head(fold.train, kept)
         else:
             columns, scored = np.arange(len(wanted)), self.head(fold.train, wanted)
-            state = self.head(fold.train, kept)
-        mean, _ = self.plugin.predict(scored, data.X[test], **data.rows(test))
+            state = state or self.head(fold.train, kept)
+        mean = self.predict(scored, test)
         by_colour, _ = load("heads", "ridge").predict(
             self.colour(fold.train, wanted), data.colour[test], **data.rows(test)
         )
@@ -315,13 +355,20 @@ class HeldOut:
         )
 
 
-def choose_genes(data: TrainSet, rows: np.ndarray, n_genes: int) -> np.ndarray:
-    """Most variable genes by Pearson residuals within slides, among those seen in a tenth of the rows."""
+def choose_genes(data: TrainSet, rows: np.ndarray, n_genes: int, normalize: str = "cp10k") -> np.ndarray:
+    """Most variable genes by Pearson residuals within slides, among those seen in a tenth of the rows (raw: 1 in 500).
+
+    Where few counts are divided by the depth they record the depth; raw counts of superpixels are few and stay whole.
+    """
     from ..core import genes
 
-    picked = genes.highly_variable(data.counts[rows], n_top=n_genes, batches=data.slide[rows])
+    picked = genes.highly_variable(
+        data.counts[rows], n_top=n_genes, batches=data.slide[rows], min_fraction=_SEEN[normalize]
+    )
     if not len(picked):
-        raise InputError("no gene is seen in a tenth of the regions", fix="give --genes, or check the counts")
+        raise InputError(
+            f"no gene is seen in {_SEEN[normalize]:.1%} of the regions", fix="give --genes, or check the counts"
+        )
     return np.sort(np.asarray(picked))
 
 
