@@ -31,6 +31,7 @@ __all__ = [
     "members",
     "names",
     "pool",
+    "read_counts",
     "read_window",
     "shares",
     "table",
@@ -113,6 +114,42 @@ def read_window(sdata: SpatialData, region: str | Region, box_um: Box) -> GeoDat
     name = region if isinstance(region, str) else region.name
     opened = None if isinstance(region, str) else region
     return _module(sdata, name).window(sdata, name, opened, tuple(float(v) for v in box_um))
+
+
+def read_counts(sdata: SpatialData, region: str | Region, box_um: Box, *, table: str | None = None) -> AnnData:
+    """Read the counts of the regions that touch a window.
+
+    Of a table that is in memory the rows are taken; of one that is not (a slide opened without its tables) only those
+    rows are read from disk.
+
+    Parameters
+    ----------
+    sdata
+        The slide.
+    region
+        Name of a region, or the opened one; see `read_window`.
+    box_um
+        min_x, min_y, max_x, max_y in microns.
+    table
+        Any table of these regions; default their counts.
+
+    Returns
+    -------
+    anndata.AnnData
+        The rows of the window, in the order of the table, with ``var`` and ``obsm["spatial"]``; regions that have no
+        row are not in it.
+
+    Raises
+    ------
+    MissingError
+        No such region or table.
+    InputError
+        A table of other regions.
+    """
+    from .windows import read
+
+    name = region if isinstance(region, str) else region.name
+    return read(sdata, name, read_window(sdata, region, box_um), table or keys.counts(name))
 
 
 def assign(region: Region, xy_um: np.ndarray) -> np.ndarray:

@@ -211,8 +211,12 @@ def window(sdata: Any, name: str, region: Region | None, box: Box) -> Any:
     table = store.read_points_window(sdata, name, wide, columns=["id", "row", "col"])
     rows, cols = np.asarray(table.column("row")), np.asarray(table.column("col"))
     order = np.lexsort((cols, rows))
-    geometry = shapely.polygons(bin_corners(rows[order], cols[order], transform=transform))
-    touching = shapely.intersects(geometry, shapely.box(*box))
+    corners = bin_corners(rows[order], cols[order], transform=transform)
+    geometry = shapely.polygons(corners)
+    # Bins with a corner in the window touch it; GEOS is asked about those at its rim alone.
+    touching = np.asarray(((corners >= box[:2]) & (corners <= box[2:])).all(-1).any(-1))
+    rim = np.flatnonzero(~touching)
+    touching[rim] = shapely.intersects(geometry[rim], shapely.box(*box))
     ids = np.asarray(table.column("id"), dtype=object)[order][touching]
     places = {"row": rows[order][touching], "col": cols[order][touching]}
     return gpd.GeoDataFrame(places, geometry=geometry[touching], index=ids)
