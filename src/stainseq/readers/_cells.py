@@ -10,6 +10,9 @@ from .. import keys
 from ..errors import InputError
 from . import _xenium
 
+_FAR_UM = 50.0
+"""Median distance of an outline's middle from its cell's place: below 1 um in real runs, where a cell has 5 to 20."""
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -75,6 +78,7 @@ def _cell_shapes(bundle: Bundle, cells: pd.DataFrame, masks: dict[str, Mask], no
         notes("no cell outlines: circles of the cells' area stand for them")
         return _labelled(frame, label)
     frame = gpd.GeoDataFrame(geometry=outlines, index=pd.Index(owner, dtype=object))
+    _check_place(frame, cells, where)
     if not frame.index.is_unique:
         raise InputError(
             f"{int(frame.index.duplicated().sum())} cells with several outlines",
@@ -87,6 +91,23 @@ def _cell_shapes(bundle: Bundle, cells: pd.DataFrame, masks: dict[str, Mask], no
     if len(known) < len(frame):
         notes(f"{len(frame) - len(known)} outlines belong to no cell of the cell table and were left out")
     return _labelled(frame.loc[known], label)
+
+
+def _check_place(frame: Any, cells: pd.DataFrame, where: Any) -> None:
+    """Outlines lie where the cell table has the cells."""
+    import shapely
+
+    at = cells[["x_centroid", "y_centroid"]].set_axis([str(i) for i in cells.index], axis=0)
+    at = at.reindex(frame.index[:: max(1, len(frame) // 1000)])
+    drawn = shapely.get_coordinates(frame.geometry.iloc[:: max(1, len(frame) // 1000)].centroid.to_numpy())
+    off = np.linalg.norm(drawn - at.to_numpy(dtype=float), axis=1)
+    off = off[np.isfinite(off)]
+    if len(off) and np.median(off) > _FAR_UM:
+        raise InputError(
+            f"outlines lie {np.median(off):.0f} um from their cells (median)",
+            where=where,
+            fix="they are of another run or in pixels: give microns",
+        )
 
 
 def _circles(cells: pd.DataFrame, ids: Any) -> Any:

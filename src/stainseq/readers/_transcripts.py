@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FormatError
+import numpy as np
+
+from ..errors import FormatError, InputError
 from ._xenium import UNASSIGNED
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 _KEPT = ("transcript_id", "overlaps_nucleus", "nucleus_distance", "fov_name", "codeword_category")
 _BLOCK = 1 << 20
+_SAMPLED_GROUPS = 8
 _CONTROL = r"^(BLANK|NegControl|UnassignedCodeword|DeprecatedCodeword|Intergenic_Region|GenomicControl|antisense_)"
 
 
@@ -48,14 +51,19 @@ class Survey:
         Transcripts in the file, and those that are wanted.
     names
         Features of those that are wanted, sorted.
+    tells_genes
+        The file says of each whether it is a gene.
     """
 
     total: int
     kept: int
     names: tuple[str, ...]
+    tells_genes: bool = False
 
 
-def open_transcripts(path: Path, wanted: Wanted) -> tuple[DataFrame, Survey]:
+def open_transcripts(
+    path: Path, wanted: Wanted, *, extent: tuple[str, np.ndarray] | None = None
+) -> tuple[DataFrame, Survey]:
     """Transcripts as a dask DataFrame: x, y, z (um), feature_name, cell_id, qv and what else there is.
 
     Parameters
@@ -65,11 +73,15 @@ def open_transcripts(path: Path, wanted: Wanted) -> tuple[DataFrame, Survey]:
         the filter, some 80 bytes a transcript).
     wanted
         Which.
+    extent
+        Name and box (min_x, min_y, max_x, max_y) um of what most of them must lie in; a sample is looked at.
 
     Raises
     ------
     FormatError
         Truncated, damaged, or without a column.
+    InputError
+        None of the quality that is wanted; or they lie elsewhere, as they do in pixels or in another run's frame.
     """
     import dask.dataframe as dd
     import pyarrow.csv as pc
@@ -81,6 +93,7 @@ def open_transcripts(path: Path, wanted: Wanted) -> tuple[DataFrame, Survey]:
                 schema = file.schema_arrow
                 _check_columns(schema.names, path)
                 survey = _survey(_columns_of(file, wanted), wanted)
+                _check_place(_sample(file), extent, path)
                 parts: list[Any] = list(range(file.metadata.num_row_groups)) or [None]
             source: Any = path
         else:
@@ -88,8 +101,16 @@ def open_transcripts(path: Path, wanted: Wanted) -> tuple[DataFrame, Survey]:
                 _check_columns(reader.schema.names, path)
                 source, total = _filtered(reader, wanted)
             survey = Survey(total, source.num_rows, _survey([source], wanted).names)
+            _check_place([source], extent, path)
             schema = source.schema
             parts = [(i, _BLOCK) for i in range(0, max(1, source.num_rows), _BLOCK)]
+    if survey.total and not survey.kept:
+        raise InputError(
+            f"none of {survey.total} transcripts is wanted (quality {wanted.min_qv:g} or more)",
+            where=path,
+            fix="lower it by --option min_qv=0, or leave transcripts out by --option transcripts=false",
+        )
+    survey = replace(survey, tells_genes="is_gene" in schema.names)
     options = {"source": source, "wanted": wanted, "names": survey.names}
     meta = _as_pandas(_select(schema.empty_table(), wanted), survey.names)
     return dd.from_map(_part, parts, meta=meta, **options), survey
@@ -111,6 +132,32 @@ def _check_columns(names: list[str], path: Path) -> None:
     absent = [c for c in ("feature_name", "x_location", "y_location", "qv") if c not in names]
     if absent:
         raise FormatError(f"no column {', '.join(absent)}", where=path, fix=f"columns here: {', '.join(names)}")
+
+
+def _sample(file: Any) -> Iterator[Any]:
+    """Places in some row groups over the whole file."""
+    groups = file.metadata.num_row_groups
+    for i in sorted({int(i) for i in np.linspace(0, groups - 1, min(groups, _SAMPLED_GROUPS))}):
+        yield file.read_row_group(i, columns=["x_location", "y_location"])
+
+
+def _check_place(tables: Iterable[Any], extent: tuple[str, np.ndarray] | None, path: Path) -> None:
+    inside = total = 0
+    if extent is None:
+        return
+    name, box = extent
+    for table in tables:
+        xy = np.column_stack([table.column(f"{a}_location").to_numpy() for a in "xy"])
+        inside += int(((xy >= box[:2]) & (xy <= box[2:])).all(axis=1).sum())
+        total += len(xy)
+    if inside < 0.5 * total:
+        raise InputError(
+            f"{inside / total:.0%} of the transcripts lie in {name}, which spans {box[0]:.0f} to {box[2]:.0f} and "
+            f"{box[1]:.0f} to {box[3]:.0f} um",
+            where=path,
+            fix="they belong to another run or are in pixels: give microns, or leave them out by "
+            "--option transcripts=false",
+        )
 
 
 def _columns_of(file: Any, wanted: Wanted) -> Iterator[Any]:

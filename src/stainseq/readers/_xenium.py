@@ -12,14 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import FormatError, InputError, MissingError
+from ..errors import FormatError, InputError, MissingError, ScaleError
+from ._scale import check_mpp
 
 if TYPE_CHECKING:
     import pandas as pd
     from pyarrow import Table
 
+    from ._build import Notes
+
 PIXEL_UM = 0.2125
 """Microns per pixel of every Xenium instrument so far; used where neither experiment.xenium nor OME metadata tells."""
+
+NEWEST = 4
+"""Major version of the newest onboard analysis whose files are known."""
 
 UNASSIGNED = "UNASSIGNED"
 """Cell of a transcript that lies in none; -1 before onboard analysis 1.3."""
@@ -270,6 +276,65 @@ def nucleus_ids(cell: np.ndarray, label: np.ndarray | None) -> list[str]:
     several = text.duplicated(keep=False)
     within = (text.groupby(text).cumcount() + 1).to_numpy() if label is None else label
     return [f"{c}:{k}" if many else c for c, k, many in zip(text, within, several, strict=True)]
+
+
+def note_version(bundle: Bundle, notes: Notes) -> None:
+    """Tell of a version that is not known."""
+    if not bundle.version:
+        return
+    major = bundle.version.split(".")[0]
+    if not (major.isdigit() and 1 <= int(major) <= NEWEST):
+        notes(
+            f"analysis version {bundle.version} is not known (1 to {NEWEST} are): read as version {NEWEST}; "
+            "check the figures below"
+        )
+
+
+def pixel_size(bundle: Bundle, mpp: float | None) -> float:
+    """Microns per pixel of the instrument, given or told by experiment.xenium; 0 where neither.
+
+    Raises
+    ------
+    InputError
+        Not a pixel size.
+    """
+    told = bundle.experiment.get("pixel_size")
+    try:
+        told = None if told is None else float(told)
+    except (TypeError, ValueError) as e:
+        raise InputError(f"pixel_size {told!r} is no number", where=_where(bundle), fix="give --mpp 0.2125") from e
+    if mpp is not None:
+        return check_mpp(mpp)
+    return 0.0 if told is None else check_mpp(told, where=_where(bundle))
+
+
+def agreed_pixel(bundle: Bundle, pixel: float, mpp: float | None, told: tuple[float, float] | None) -> float:
+    """The instrument's pixel size, after a look at what the image says of its own.
+
+    Raises
+    ------
+    ScaleError
+        --mpp is neither experiment.xenium's nor the image's; or those two differ and nothing says which holds.
+    """
+    said = bundle.experiment.get("pixel_size")
+    image = None if told is None else told[0]
+    sources = {n: float(v) for n, v in {"experiment.xenium": said, "the morphology image": image}.items() if v}
+    text = " and ".join(f"{name} says {value:g}" for name, value in sources.items())
+    if mpp is not None and sources and not any(_close(mpp, v) for v in sources.values()):
+        raise ScaleError(f"--mpp {mpp:g} um per pixel, but {text}", where=_where(bundle), fix="leave --mpp out")
+    if mpp is None and len(sources) == 2 and not _close(*sources.values()):
+        raise ScaleError(
+            f"{text} um per pixel", where=_where(bundle), fix=f"give the instrument's by --mpp (usually {PIXEL_UM})"
+        )
+    return pixel
+
+
+def _close(a: float, b: float) -> bool:
+    return abs(a / b - 1) < 0.01
+
+
+def _where(bundle: Bundle) -> Path:
+    return bundle.folder / "experiment.xenium"
 
 
 def check_inside(xy_um: np.ndarray, shape: tuple[int, int], pixel_um: float, *, where: object) -> None:

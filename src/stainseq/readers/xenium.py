@@ -109,12 +109,13 @@ def read(
         raise MissingError("no Xenium bundle", where=path, fix="give the folder that holds experiment.xenium")
     facts = _facts(bundle, facts)
     notes = Notes(facts["slide"])
-    pixel = float(mpp or bundle.experiment.get("pixel_size") or 0)
+    _xenium.note_version(bundle, notes)
+    pixel = _xenium.pixel_size(bundle, mpp)
     elements: dict[str, dict[str, Any]] = {kind: {} for kind in ("images", "labels", "points", "shapes", "tables")}
     cells = _xenium.cells(bundle) if "cells" in bundle.tables else None
     counts = _counts(bundle, controls=controls, notes=notes)
     if morphology and bundle.morphology:
-        image, pixel = _morphology(bundle, pixel, cells, morphology_origin_um, notes)
+        image, pixel = _morphology(bundle, (pixel, mpp), cells, morphology_origin_um, notes)
         elements["images"]["morphology"] = image
     if not pixel:
         pixel = _xenium.PIXEL_UM
@@ -131,7 +132,8 @@ def read(
                 table.obs["label"] = drawn["label"].reindex(table.obs_names, fill_value=0).to_numpy()
             elements["tables"][keys.counts(keys.CELLS)] = table
     if transcripts and "transcripts" in bundle.tables:
-        elements["points"][keys.TRANSCRIPTS] = _points(bundle, counts, min_qv, controls, to_px, notes)
+        points = _points(bundle, counts, min_qv, controls, to_px, notes, extent=_extent(elements["images"], cells))
+        elements["points"] |= {} if points is None else {keys.TRANSCRIPTS: points}
     he_path = Path(he) if he is not None else bundle.he
     if he_path is not None:
         from ._he import registered
@@ -193,7 +195,7 @@ def _counts(bundle: Bundle, *, controls: bool, notes: Notes) -> Counts | None:
 
 
 def _morphology(
-    bundle: Bundle, pixel: float, cells: Any, origin: list[float] | None, notes: Notes
+    bundle: Bundle, sizes: tuple[float, float | None], cells: Any, origin: list[float] | None, notes: Notes
 ) -> tuple[Any, float]:
     from spatialdata.transformations import Affine, Identity
 
@@ -202,6 +204,7 @@ def _morphology(
     from ._picture import raster
 
     levels, names, told = open_channels(bundle.morphology, stack=bundle.is_stack)
+    pixel = _xenium.agreed_pixel(bundle, *sizes, told)
     # A re-saved image has pixels of its own; the instrument's hold for images as it wrote them.
     own = told[0] if told is not None else pixel or _xenium.PIXEL_UM
     if told is None and not pixel:
@@ -275,8 +278,29 @@ def _table(bundle: Bundle, cells: Any, counts: Counts, notes: Notes) -> Any:
     return TableModel.parse(table, region=keys.CELLS, region_key=keys.REGION_KEY, instance_key=keys.INSTANCE_KEY)
 
 
+def _extent(images: dict[str, Any], cells: Any) -> tuple[str, np.ndarray] | None:
+    """What transcripts must lie in: its name and (min_x, min_y, max_x, max_y) um of the image, else of the cells."""
+    from spatialdata import get_extent
+
+    if "morphology" in images:
+        found = get_extent(images["morphology"], coordinate_system=keys.UM)
+        return "the morphology image", np.array([*found["x"], *found["y"]])[[0, 2, 1, 3]]
+    if cells is None or not len(cells):
+        return None
+    xy = cells[["x_centroid", "y_centroid"]].to_numpy(dtype=float)
+    margin = 100 + 0.1 * np.ptp(xy, axis=0).max()
+    return "the area of the cells", np.r_[xy.min(axis=0) - margin, xy.max(axis=0) + margin]
+
+
 def _points(
-    bundle: Bundle, counts: Counts | None, min_qv: float, controls: bool, to: dict[str, Any], notes: Notes
+    bundle: Bundle,
+    counts: Counts | None,
+    min_qv: float,
+    controls: bool,
+    to: dict[str, Any],
+    notes: Notes,
+    *,
+    extent: tuple[str, np.ndarray] | None,
 ) -> Any:
     from spatialdata.models import PointsModel
 
@@ -285,7 +309,12 @@ def _points(
 
     path = bundle.tables["transcripts"]
     genes = None if controls or counts is None else tuple(genes_only(counts)[0].symbols)
-    frame, survey = open_transcripts(path, Wanted(min_qv, controls, genes))
+    frame, survey = open_transcripts(path, Wanted(min_qv, controls, genes), extent=extent)
+    if not survey.total:
+        notes("the file of transcripts is empty: no transcripts")
+        return None
+    if not (controls or genes or survey.tells_genes):
+        notes("no panel (cell_feature_matrix): which features are genes is told by their names")
     kind = "" if controls else " of genes"
     notes(f"{survey.kept} of {survey.total} transcripts kept: those{kind} with quality {min_qv:g} or more")
     coordinates = {a: a for a in ("x", "y", "z") if a in frame.columns}
