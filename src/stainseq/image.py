@@ -166,6 +166,11 @@ def read_window_px(image: LevelStack, centre_px: np.ndarray, *, size_px: int, fa
         um = factor * image.mpp
         corner = registration.apply(image.to_um, np.atleast_2d(centre_px))[0] - size_px * um / 2
         return _turned(image, corner, (size_px, size_px), um)
+    return read_square_px(image, centre_px, size_px=size_px, factor=factor)
+
+
+def read_square_px(image: LevelStack, centre_px: np.ndarray, *, size_px: int, factor: float) -> np.ndarray:
+    """As `read_window_px`, along the picture's own axes however it lies on the slide."""
     level = windows.choose_level(image.downsamples, factor)
     down = image.downsamples[level]
     centre = np.asarray(centre_px, dtype=float) / down

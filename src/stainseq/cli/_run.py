@@ -21,7 +21,7 @@ GROUPS = {
     "The main job": ("demo", "convert", "features", "train", "predict", "evaluate", "report"),
     "Slides": ("info", "align", "tissue", "grid", "superpixels", "aggregate", "export"),
     "Genes, domains, figures": ("svg", "domains", "integrate", "markers", "metagene", "plot"),
-    "Nuclei": ("maskqc",),
+    "Nuclei and data sets": ("patches", "maskqc"),
     "This installation": ("list", "doctor"),
 }
 

@@ -1,4 +1,4 @@
-"""Instance maps: scores."""
+"""Patches, and scores of instance maps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from ..errors import FormatError
-from ._common import Json, NoSeed, emit, number, table
+from ._common import Json, Key, NoSeed, Slide, emit, number, open_to_change, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,6 +19,90 @@ Prediction = Annotated[
     list[Path], Parameter(name=("--pred", "--prediction"), help="Predicted maps, alike; may be repeated and is joined.")
 ]
 SHOWN = ("dice", "jaccard", "dq", "sq", "pq", "mpq", "aji", "aji_plus", "f1")
+
+
+def patches(
+    slide: Slide,
+    /,
+    *,
+    size_px: int = 256,
+    overlap_px: int = 64,
+    mpp: float = 0.25,
+    image_key: str = "he",
+    tissue_key: str | None = None,
+    min_tissue: float = 0.5,
+    region: str | None = None,
+    min_cells: int = 0,
+    max_upsampling: float = 1.5,
+    key: Key = None,
+    json: Json = None,
+    seed: NoSeed = 0,
+) -> None:
+    """Cut a slide into overlapping square patches at a stated resolution.
+
+    Parameters
+    ----------
+    size_px
+        Side of a patch, px of --mpp.
+    overlap_px
+        What neighbours share, px.
+    mpp
+        Pixel size of the patches, um; the slide is resampled where its own differs. 0.25 is "40x", 0.5 "20x".
+    image_key
+        Picture whose axes the patches follow.
+    tissue_key
+        Shapes of the tissue; "tissue" where it is there when left out.
+    min_tissue
+        Least share of a patch that is tissue, 0 to 1.
+    region
+        Nuclei or cells that are counted in each patch; nuclei, else cells, when left out.
+    min_cells
+        Least number of them.
+    max_upsampling
+        The slide may be so many times coarser than --mpp.
+    """
+    import stainseq as ss
+    from stainseq import store
+
+    sdata = open_to_change(slide)
+    name = key or "patches"
+    ss.pp.patches(
+        sdata,
+        size_px=size_px,
+        overlap_px=overlap_px,
+        mpp=mpp,
+        image_key=image_key,
+        tissue_key=tissue_key,
+        min_tissue=min_tissue,
+        region=region,
+        min_cells=min_cells,
+        max_upsampling=max_upsampling,
+        key_added=name,
+    )
+    made, frame = store.stamp_of(sdata, name) or {}, sdata.shapes[name]
+    result = {
+        "element": name,
+        "patches": len(frame),
+        "left_out": made["left_out"],
+        "size_px": size_px,
+        "overlap_px": overlap_px,
+        "mpp": mpp,
+        "image_mpp": made["image_mpp"],
+        "cells": made["parameters"]["region"],
+        "cells_per_patch": float(frame["n_cells"].mean()),
+    }
+    emit(result, json, lambda console: _show_patches(console, result))
+
+
+def _show_patches(console: Console, made: dict[str, Any]) -> None:
+    resampled = abs(made["mpp"] / made["image_mpp"] - 1) > 0.01
+    console.print(
+        f"{made['element']}: {made['patches']} patches of {made['size_px']} px at {made['mpp']:g} um/px"
+        + (f", resampled from {made['image_mpp']:.4g}" if resampled else "")
+        + f"; {made['left_out']} left out"
+    )
+    if made["cells"]:
+        console.print(f"{made['cells_per_patch']:.1f} {made['cells']} a patch")
 
 
 def maskqc(

@@ -13,19 +13,21 @@ _WHERE = {
     "features": "_features",
     "features_from_map": "_features",
     "grid": "_tissue",
+    "patches": "_patches",
     "pool": "_features",
     "quality": "_superpixels",
     "superpixels": "_superpixels",
     "tissue": "_tissue",
 }
 __all__ = [
-    "aggregate", "align", "feature_map", "features", "features_from_map", "grid", "pool", "quality", "superpixels",
+    "aggregate", "align", "feature_map", "features", "features_from_map", "grid", "patches", "pool", "quality", "superpixels",
     "tissue",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
     from ._align import align
     from ._features import feature_map, features, features_from_map, pool
+    from ._patches import patches
     from ._superpixels import aggregate, quality, superpixels
     from ._tissue import grid, tissue
 
