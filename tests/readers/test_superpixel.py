@@ -11,7 +11,7 @@ import pytest
 
 import stainseq as ss
 from stainseq import regions
-from stainseq.errors import FormatError, InputError, ScaleError
+from stainseq.errors import FormatError, InputError, MissingError, ScaleError
 from stainseq.readers import superpixel
 
 PIXEL = 8 / 29.22
@@ -119,3 +119,108 @@ def test_what_cannot_be_right(tmp_path: Path) -> None:
         (source / "CRC-P2-pixel-size-raw.txt").write_text(text)
         with pytest.raises(error):
             ss.io.read(source)
+
+
+def test_a_pixel_size_must_be_there_and_of_a_picture_of_superpixels(tmp_path: Path) -> None:
+    source = folder(tmp_path)
+    size = source / "CRC-P2-pixel-size-raw.txt"
+    for text in ("0", "100", "-0.5"):
+        size.write_text(text)
+        with pytest.raises(ScaleError, match=f"a pixel size of {text} um.*microns per pixel"):
+            ss.io.read(source)
+    size.write_text("nan")
+    with pytest.raises(FormatError, match="no number"):
+        ss.io.read(source)
+    size.unlink()
+    with pytest.raises(ScaleError, match=r"no pixel size of the H&E.*CRC-P2-pixel-size-raw\.txt.*--mpp"):
+        ss.io.read(source)
+    sdata = ss.io.read(source, mpp=PIXEL)
+    assert regions.get(sdata, "superpixels").geometry.shape == (42, 42)
+    assert sdata.attrs["stainseq"]["mpp_from"] == "--mpp"
+    (source / "CRC-P2-pixel-size.txt").write_text("0")
+    with pytest.raises(ScaleError, match="a pixel size of 0 um"):
+        ss.io.read(source, mpp=PIXEL)
+
+
+@pytest.mark.parametrize("value", [-1.0, np.nan, 0.5, np.inf, 3e9])
+def test_parquet_values_that_are_no_counts(tmp_path: Path, value: float) -> None:
+    source = folder(tmp_path, parquet=True)
+    path = source / "CRC-P2-cnts.parquet"
+    frame = pd.read_parquet(path).astype(float)
+    frame.iloc[7, 2] = value
+    frame.to_parquet(path)
+    with pytest.raises(InputError, match=rf"of C in {frame.index[7]}\), .*raw counts"):
+        ss.io.read(source)
+
+
+def test_tables_that_are_damaged_or_do_not_belong_together(tmp_path: Path) -> None:
+    source = folder(tmp_path, parquet=True)
+    counts, places = source / "CRC-P2-cnts.parquet", source / "CRC-P2-locs-raw.parquet"
+    whole, at = counts.read_bytes(), places.read_bytes()
+    for path, kept in ((counts, whole), (places, at)):
+        path.write_bytes(kept[: len(kept) // 2])
+        with pytest.raises(FormatError, match="truncated or damaged"):
+            ss.io.read(source)
+        path.write_bytes(kept)
+    frame = pd.read_parquet(counts)
+    frame.rename(index=lambda i: f"other-{i}").to_parquet(counts)
+    with pytest.raises(InputError, match="no id in common between positions"):
+        ss.io.read(source)
+    pd.concat([frame, frame.iloc[:1]]).to_parquet(counts)
+    with pytest.raises(InputError, match="duplicate ids"):
+        ss.io.read(source)
+    frame.astype(str).to_parquet(counts)
+    sdata = ss.io.read(source)  # numbers as text are numbers
+    assert sdata["counts_superpixels"].X.sum() == frame.to_numpy().sum()
+    frame.assign(A="many").to_parquet(counts)
+    with pytest.raises(FormatError, match="counts that are no numbers"):
+        ss.io.read(source)
+    counts.write_bytes(whole)
+    places.unlink()
+    with pytest.raises(MissingError, match=r"CRC-P2-cnts\.parquet without locs-raw"):
+        ss.io.read(source)
+
+
+def test_a_picture_that_cannot_be_read(tmp_path: Path) -> None:
+    source = folder(tmp_path)
+    picture = source / "CRC-P2-he-raw.jpg"
+    picture.write_bytes(b"no picture at all")
+    with pytest.raises(InputError, match="he-raw"):
+        ss.io.read(source)
+    picture.write_bytes(b"")
+    with pytest.raises(FormatError, match="an empty file"):
+        ss.io.read(source)
+
+
+def test_several_prefixes_in_a_folder_are_named(tmp_path: Path) -> None:
+    source = folder(tmp_path)
+    for file in list(source.iterdir()):
+        (source / file.name.replace("CRC-P2-", "CRC-P5-")).write_bytes(file.read_bytes())
+    with pytest.raises(FormatError, match=r"2 prefixes in one folder.*CRC-P2-.*CRC-P5-"):
+        ss.io.read(source, platform="superpixel")
+    assert ss.io.read(source / "CRC-P5-").attrs["stainseq"]["slide"] == "CRC-P5"
+
+
+def test_cut_pictures_keep_a_phase_of_their_own(tmp_path: Path) -> None:
+    """Pixel2Gene cuts the picture to the data: bins then begin anywhere."""
+    source = folder(tmp_path)
+    path = source / "CRC-P2-locs-raw.tsv"
+    frame = pd.read_csv(path, sep="\t", index_col=0) - [11.3, 7.9]
+    frame.to_csv(path, sep="\t")
+    sdata = ss.io.read(source)
+    region = regions.get(sdata, "superpixels")
+    assert region.geometry.shape == (20, 30)
+    np.testing.assert_allclose(region.centres_um, frame.to_numpy() * PIXEL, atol=1e-6)
+    assert any("phase of its own" in n for n in sdata.attrs["stainseq"]["notes"])
+
+
+def test_pieces_are_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stainseq.readers import _pixel2gene
+
+    path = folder(tmp_path, parquet=True) / "CRC-P2-cnts.parquet"
+    whole = _pixel2gene.read_counts(path)
+    monkeypatch.setattr(_pixel2gene, "_BLOCK_BYTES", 1)
+    pieces = _pixel2gene.read_counts(path)
+    assert whole.ids == pieces.ids
+    assert (whole.X != pieces.X).nnz == 0
+    np.testing.assert_array_equal(whole.X.toarray(), pd.read_parquet(path).to_numpy())

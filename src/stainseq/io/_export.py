@@ -265,7 +265,7 @@ def _choose(sdata: SpatialData, form: Any, to: str, region: str | None, wanted: 
 def _default_tables(sdata: SpatialData, form: Any, region: str | None) -> tuple[str, ...]:
     from ..writers._table import region_of
 
-    if form.tables == "none":
+    if form.tables == "none" or (form.tables == "optional" and region is None):
         return ()
     mine = [n for n, t in sdata.tables.items() if region is None or region_of(t) == region]
     for start in form.prefers:

@@ -237,7 +237,7 @@ def transcripts(path: Path, pixel: float, shape: tuple[int, int], to: dict[str, 
         )
     notes(f"{total} transcripts in pixels of the H&E ({x}, {y}), {inside} of them in the picture; no quality filter")
     extra = [c for c in ("qv", "cell_id", "overlaps_nucleus") if c in there]
-    options: dict[str, Any] = {"path": path, "columns": (x, y), "extra": extra, "pixel": pixel, "names": sorted(names)}
+    options: dict[str, Any] = {"path": path, "at": (x, y), "extra": extra, "pixel": pixel, "names": sorted(names)}
     frame = dd.from_map(_transcript_part, groups, meta=_transcript_part(None, **options), **options)
     with warnings.catch_warnings():
         # Parts have indices of their own; the store puts points in an order of its own anyway.
@@ -254,16 +254,16 @@ def transcripts(path: Path, pixel: float, shape: tuple[int, int], to: dict[str, 
 
 
 def _transcript_part(
-    group: int | None, path: Path, columns: tuple[str, str], extra: list[str], pixel: float, names: list[str]
+    group: int | None, path: Path, at: tuple[str, str], extra: list[str], pixel: float, names: list[str]
 ) -> Any:
     import pandas as pd
     import pyarrow.parquet as pq
 
-    wanted = [*columns, "feature_name", *extra]
+    wanted = [*at, "feature_name", *extra]
     with as_format_errors(path), pq.ParquetFile(path) as file:
         read = file.schema_arrow.empty_table() if group is None else file.read_row_group(group, columns=wanted)
         table = read.select(wanted).to_pandas()
-    out = pd.DataFrame({a: table[c].astype(np.float64) * pixel for a, c in zip("xy", columns, strict=True)})
+    out = pd.DataFrame({a: table[c].astype(np.float64) * pixel for a, c in zip("xy", at, strict=True)})
     out["feature_name"] = pd.Categorical([_text(v) for v in table["feature_name"]], categories=names)
     for column in extra:
         text = column == "cell_id"

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from ._table import Table
 
+_HEAD = ("slide", "id", "x_um", "y_um")
+
 
 def frames(table: Table, *, slide: str, layout: str, zeros: bool) -> Iterator[DataFrame]:
     """The table in pieces with the same columns and types.
@@ -33,12 +35,17 @@ def frames(table: Table, *, slide: str, layout: str, zeros: bool) -> Iterator[Da
     Raises
     ------
     InputError
-        Another layout.
+        Another layout; a gene that is called as the first columns are.
     """
     import pandas as pd
 
     if layout not in ("wide", "long"):
         raise InputError(f"no layout {layout!r}", fix="wide or long")
+    taken = [g for g in table.genes if g in _HEAD]
+    if taken and layout == "wide":
+        raise InputError(
+            f"a gene called {taken[0]!r}, as a column of ours", where=table.where, fix="--option layout=long"
+        )
     obs = pd.DataFrame({_free(str(c), table.genes): _plain(table.obs[c]) for c in table.obs.columns})
     genes = np.array(table.genes, dtype=object)
     for rows, block in table.rows():
@@ -56,7 +63,7 @@ def frames(table: Table, *, slide: str, layout: str, zeros: bool) -> Iterator[Da
 
 def _free(name: str, genes: list[str]) -> str:
     """A column of obs must not have the name of a gene or of the places."""
-    return f"obs.{name}" if name in genes or name in ("slide", "id", "x_um", "y_um") else name
+    return f"obs.{name}" if name in genes or name in _HEAD else name
 
 
 def _plain(column: Any) -> Any:

@@ -121,7 +121,7 @@ def _save(path: Path, values: np.ndarray, gene: str) -> None:
     if path.suffix == ".npy":
         np.save(path, values)
     elif path.suffix == ".tsv":
-        np.savetxt(path, values, delimiter="\t", fmt="%.7g")
+        np.savetxt(path, values, delimiter="\t", fmt="%.9g")
     elif path.suffix == ".tiff":
         import tifffile
 
