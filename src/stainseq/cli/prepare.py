@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from ._common import Json, Key, NoSeed, Slide, emit, open_to_change
+from .show import check_figure, save_figure
 
 
 def tissue(
@@ -19,10 +20,13 @@ def tissue(
     mpp: float = 4.0,
     min_area_um2: float = 10_000.0,
     max_hole_um2: float = 40_000.0,
+    quality: Annotated[bool, Parameter(negative=())] = False,
+    region: str = "superpixels",
+    plot: Path | None = None,
     json: Json = None,
     seed: NoSeed = 0,
 ) -> None:
-    """Find the tissue on a slide.
+    """Find the tissue on a slide, and (--quality) which superpixels of it are fit to learn from and to predict.
 
     Parameters
     ----------
@@ -36,9 +40,22 @@ def tissue(
         Smaller pieces are dropped, um2.
     max_hole_um2
         Smaller holes are filled, um2.
+    quality
+        Also tell good superpixels from background, pen, folds, blur and pale tissue: table quality_REGION. Train and
+        predict then leave out what is not good. Superpixels of 8 um are laid where there are none.
+    region
+        With --quality: the superpixels, or another grid along the picture.
+    plot
+        With --quality: figure to write, such as F.png.
     """
     import stainseq as ss
+    from stainseq import regions
+    from stainseq.errors import InputError
 
+    if plot is not None and not quality:
+        raise InputError("--plot shows the quality of superpixels", where=plot, fix="give --quality too")
+    if plot is not None:
+        check_figure(plot)
     sdata = open_to_change(slide)
     ss.pp.tissue(
         sdata,
@@ -49,12 +66,19 @@ def tissue(
         max_hole_um2=max_hole_um2,
     )
     area = sdata.shapes[key_added].geometry.area
-    result = {"element": key_added, "pieces": len(area), "area_mm2": float(area.sum()) / 1e6}
-    emit(
-        result,
-        json,
-        lambda c: c.print(f"{key_added}: {result['pieces']} pieces, {result['area_mm2']:.2f} mm2 of tissue"),
-    )
+    result: dict[str, Any] = {"element": key_added, "pieces": len(area), "area_mm2": float(area.sum()) / 1e6}
+    text = f"{key_added}: {result['pieces']} pieces, {result['area_mm2']:.2f} mm2 of tissue"
+    if quality:
+        if region == "superpixels" and region not in regions.names(sdata):
+            ss.pp.superpixels(sdata, image_key=image_key, tissue_key=key_added)
+        found = ss.pp.quality(sdata, region=region, image_key=image_key).obs["quality"].value_counts(sort=False)
+        result["quality"] = {str(k): int(n) for k, n in found.items()}
+        shares = ", ".join(f"{n / found.sum():.1%} {k}" for k, n in found.items() if n)
+        text += f"\nquality_{region}: {found.sum()} {region}, {shares}"
+        if plot is not None:
+            save_figure(ss.pl.superpixel_quality(sdata, region=region, image_key=image_key), plot)
+            result["figure"] = str(plot)
+    emit(result, json, lambda c: c.print(text))
 
 
 def grid(

@@ -99,12 +99,9 @@ def plot(
     """
     import stainseq as ss
     from stainseq import regions
-    from stainseq._files import check_output, write_file
     from stainseq.errors import InputError
 
-    if out.suffix.lower() not in FORMATS:
-        raise InputError(f"no figure format {out.suffix!r}", where=out, fix=f"one of: {', '.join(FORMATS)}")
-    check_output(out)
+    check_figure(out)
     common: dict[str, Any] = {
         "region": region,
         "image_key": None if image_key == "none" else image_key,
@@ -145,10 +142,28 @@ def plot(
             columns=columns,
             **common,
         )
-    write_file(out, lambda staged: figure.savefig(staged, dpi=dpi, bbox_inches="tight", pad_inches=0.03))
+    save_figure(figure, out, dpi=dpi)
     width, height = figure.get_size_inches()
     result = {"file": str(out), "panels": list(color), "inches": [float(width), float(height)]}
     emit(result, json, lambda c: c.print(f"{out}"))
+
+
+def check_figure(out: Path) -> None:
+    """Refuse, before the work is done, a file that no figure can be written to."""
+    from stainseq._files import check_output
+    from stainseq.errors import InputError
+
+    if out.suffix.lower() not in FORMATS:
+        raise InputError(f"no figure format {out.suffix!r}", where=out, fix=f"one of: {', '.join(FORMATS)}")
+    check_output(out)
+
+
+def save_figure(figure: Any, out: Path, *, dpi: int = 200) -> None:
+    """Write a figure; the file appears under its name only when it is complete."""
+    from stainseq._files import write_file
+
+    check_figure(out)
+    write_file(out, lambda staged: figure.savefig(staged, dpi=dpi, bbox_inches="tight", pad_inches=0.03))
 
 
 def report(

@@ -26,6 +26,9 @@ by three times its distance from the median; and is that dense."""
 _BLACK_DENSITY, _BLACK_EVEN = 0.75, 0.8
 """Black ink is this dense in its clearest channel's terms: the least absorbed channel over the most."""
 
+_AMID = 0.5
+"""Share of the 3 x 3 squares around one from which it lies amid tissue."""
+
 _SHARP = 0.25
 _PALE = 0.045
 
@@ -87,10 +90,10 @@ def join(parts: list[list[Looks]]) -> Looks:
 def classify(looks: Looks, *, min_cover: float = 0.5) -> np.ndarray:
     """Class of each square, uint8 [rows, columns], positions in `CLASSES`.
 
-    Background is what lies below Otsu's threshold of the slide's optical density; pen is ink, pigment or dust of a
-    colour that haematoxylin and eosin cannot give, or black; a fold is more than 1.5 times as dense as tissue is at its
-    95th percentile; blurred squares are those whose grain, over their density, is below a quarter of the slide's median
-    in the neighbourhood; pale ones are barely stained.
+    Background is what lies below Otsu's threshold of the slide's optical density (amid tissue: below half of it); pen
+    is ink, pigment or dust of a colour that haematoxylin and eosin cannot give, or black; a fold is more than 1.5 times
+    as dense as tissue is at its 95th percentile; blurred squares are those whose grain, over their density, is below a
+    quarter of the slide's median in the neighbourhood; pale ones are barely stained.
 
     Parameters
     ----------
@@ -110,6 +113,9 @@ def classify(looks: Looks, *, min_cover: float = 0.5) -> np.ndarray:
     # One class only, as in a crop that is all tissue: its level decides.
     threshold = threshold * 0.6 + glass * 0.4 if threshold - glass > 0.04 else (0.0 if glass > 0.1 else np.inf)
     tissue = usable & (density > threshold)
+    # Loose stroma is pale square by square: what is half as dense as needed and lies amid tissue is tissue.
+    amid = cv2.blur(tissue.astype(np.float32), (3, 3), borderType=cv2.BORDER_REPLICATE) > _AMID
+    tissue |= usable & amid & (density > glass + 0.5 * (threshold - glass))
     out[~tissue] = CLASSES.index("background")
     out[ink] = CLASSES.index("pen")
     if not tissue.any():
