@@ -121,8 +121,8 @@ def _pixel_size(region: Any, raw_mpp: float) -> float:
     if region.kind != "grid":
         return original.TARGET_MPP
     side = float(np.asarray(region.geometry.transform)[0, 0])
-    if abs(side / region.geometry.pitch_um() - 1) > 1e-6:  # turned against the slide
-        side = float(region.geometry.pitch_um())
+    if abs(side / region.geometry.pitch_um() - 1) > 1e-6:  # turned against the slide, whose um it leaves
+        return round(float(region.geometry.pitch_um()) / original.SIDE_PX, 9)
     near = side / original.SIDE_PX
     tried = [round(near, 9), *(near + k * np.spacing(near) for k in (0, 1, -1, 2, -2, 3, -3))]
     return next((float(size) for size in tried if original.SIDE_PX * size / raw_mpp * raw_mpp == side), tried[0])
