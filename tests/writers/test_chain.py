@@ -15,7 +15,7 @@ from stainseq import image, regions
 @pytest.mark.slow
 def test_xenium_to_superpixels_and_back(tmp_path: Path) -> None:
     ss.datasets.xenium(tmp_path / "run", n_genes=6)
-    sdata = ss.io.convert(tmp_path / "run", tmp_path / "s.zarr", morphology=False)
+    sdata = ss.io.convert(tmp_path / "run", tmp_path / "s.zarr")
     ss.pp.superpixels(sdata)
     counted = ss.pp.aggregate(sdata, region="superpixels")
     ss.io.export(tmp_path / "s.zarr", tmp_path / "P" / "P-", to="superpixel", intermediate=True)
@@ -38,3 +38,7 @@ def test_xenium_to_superpixels_and_back(tmp_path: Path) -> None:
     ids = pd.Series(row.astype(str)) + "_" + pd.Series(col.astype(str))
     naive = pd.crosstab(ids, moved["feature_name"]).reindex(index=table.obs_names, columns=table.var_names)
     np.testing.assert_array_equal(naive.fillna(0).to_numpy(), table.X.toarray())
+    # Their alignment, read as theirs, lays the picture where it lay.
+    theirs_says = {"he_alignment": str(tmp_path / "P" / "extras" / "morphology_to_he.txt")}
+    again = ss.io.read(tmp_path / "run", he_direction="morphology_to_he", **theirs_says)
+    np.testing.assert_allclose(image.open_image(again).to_um, pictures[0].to_um, atol=1e-9)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from ._common import Json, NoSeed, Options, emit, options
+from ._common import Json, NoSeed, emit, options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,7 +20,10 @@ def export(
     table: Annotated[list[str] | None, Parameter(name=("--table", "--table-key"))] = None,
     split_file: Path | None = None,
     overwrite: bool = False,
-    option: Options = None,
+    option: Annotated[
+        list[str] | None,
+        Parameter(name="--option", help="NAME=VALUE, an option of the format; an unknown one lists those there are."),
+    ] = None,
     json: Json = None,
     seed: NoSeed = 0,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
@@ -188,7 +189,7 @@ def _staged(target: Path) -> Iterator[Path]:
     from ..store import files
 
     where = f".{target.name}.export-{socket.gethostname()}-"
-    with files.as_store_errors(target):
+    with _as_store_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         for left in target.parent.glob(f"{_literal(where)}*"):
             if not _alive(left.name[len(where) :].split("-")[0]):
@@ -199,6 +200,22 @@ def _staged(target: Path) -> Iterator[Path]:
             yield folder / target.name
         finally:
             files.remove_for_good(folder)
+
+
+@contextmanager
+def _as_store_errors(target: Path) -> Iterator[None]:
+    """What the system refuses to write, in words; what it refuses to read is not about the output, and passes."""
+    from .._files import REASONS
+
+    try:
+        yield
+    except OSError as e:
+        of_the_disk = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+        named = e.filename if isinstance(e.filename, (str, os.PathLike)) else None
+        if named is not None and not of_the_disk and not Path(named).absolute().is_relative_to(target.parent):
+            raise
+        what, fix = REASONS.get(e.errno or 0, (f"the output cannot be written ({e.strerror or e})", None))
+        raise StoreError(f"{what}; nothing was written or changed", where=target, fix=fix) from e
 
 
 def _literal(text: str) -> str:
