@@ -109,3 +109,17 @@ def test_anndata_and_mudata_hold_everything(make: ModuleType, tmp_path: Path, la
     assert (tables.open_path(tmp_path / "a.h5mu" / "counts_cells").X != sdata["counts_cells"].X).nnz == 0
     ss.io.export(sdata, tmp_path / "b.h5mu", to="h5mu", region="superpixels")
     assert modalities(tmp_path / "b.h5mu") == {"counts_superpixels", name}
+
+
+def test_files_of_tables_are_sources_too(make: ModuleType, tmp_path: Path) -> None:
+    table = make.slide()["counts_cells"].copy()
+    table.uns.clear()
+    table.write_h5ad(tmp_path / "mine.h5ad")
+    ss.io.export(tmp_path / "mine.h5ad", tmp_path / "a.csv", to="csv")
+    got = wide(tmp_path / "a.csv")
+    assert set(got["slide"]) == {"mine"}
+    np.testing.assert_array_equal(got[make.GENES].to_numpy(), table.X.toarray())
+    with pytest.raises(MissingError, match="no regions are named"):
+        ss.io.export(tmp_path / "mine.h5ad", tmp_path / "b", to="superpixel")
+    with pytest.raises(MissingError, match="no such file"):
+        ss.io.export(tmp_path / "none.h5ad", tmp_path / "b.csv", to="csv")

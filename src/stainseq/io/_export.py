@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 FACTS = "export.json"
 """What was written from what; in the folder of an export, and beside one that is a file as ``NAME.export.json``."""
 
+TABLE = "table"
+"""What the table of an AnnData or MuData file is called."""
+
 _GIVEN = ("sdata", "slides", "path", "region", "tables", "facts")
 
 
@@ -43,7 +46,8 @@ def export(
     Parameters
     ----------
     slides
-        A slide (SpatialData or the path of a store), or several.
+        A slide (SpatialData or the path of a store), or several. For formats that need expression alone, an h5ad or
+        h5mu file does (``FILE.h5mu/NAME`` names a modality).
     path
         File or folder to make. For "superpixel" it may end in the beginning of the file names (``data/P2/P2-``), and
         the folder before it is made. Several slides: a folder with one output each, unless the format holds several.
@@ -120,7 +124,6 @@ def _write(writer: Any, data: Any, place: Path, form: Any, chosen: Any, stamp: d
 
 def _opened(slides: Any) -> dict[str, SpatialData]:
     """Slides by name."""
-    from .. import store
     from ..writers._flat import name_of
 
     listed = [slides] if isinstance(slides, (str, os.PathLike)) or hasattr(slides, "tables") else list(slides)
@@ -128,12 +131,26 @@ def _opened(slides: Any) -> dict[str, SpatialData]:
         raise InputError("no slide to export", fix="name one or more slide stores")
     out: dict[str, SpatialData] = {}
     for slide in listed:
-        sdata = store.open(slide) if isinstance(slide, (str, os.PathLike)) else slide
+        sdata = _open(Path(slide)) if isinstance(slide, (str, os.PathLike)) else slide
         name = re.sub(r"[^\w.+-]+", "_", name_of(sdata)).lstrip(".") or "slide"
         if name in out:
             raise InputError(f"two slides are called {name!r}", where=sdata.path, fix="export them one by one")
         out[name] = sdata
     return out
+
+
+def _open(path: Path) -> SpatialData:
+    """A slide store; or an AnnData or MuData file, as a slide of one table."""
+    from .. import store, tables
+
+    file, _ = tables.split_modality(path)
+    if file.suffix not in (tables.H5AD, tables.H5MU):
+        return store.open(path)
+    from spatialdata import SpatialData
+
+    sdata = SpatialData(tables={TABLE: tables.open_path(path)})
+    sdata.attrs["stainseq"] = {"slide": file.stem}
+    return sdata
 
 
 def _facts(sdata: SpatialData) -> dict[str, Any]:
@@ -299,6 +316,8 @@ def _default_tables(sdata: SpatialData, form: Any, region: str | None) -> tuple[
             )
     if form.tables == "optional":
         return ()
+    if mine == [TABLE] or (len(mine) == 1 and region is not None):
+        return (mine[0],)
     what = "no table" if region is None else f"no table of {region!r}"
     raise MissingError(
         what,
