@@ -138,6 +138,10 @@ def test_options(output) -> None:
     sdata = ss.io.read(folder, bins_um=[16], image="none", segmented=False)
     assert set(sdata.tables) == {"counts_bins_016um"}
     assert not sdata.images
+    for text in ("16", 16, "16,16"):
+        assert set(ss.io.read(folder, bins_um=text, image="none", segmented=False).tables) == set(sdata.tables)
+    with pytest.raises(InputError, match="bins_um='8 and 16'"):
+        ss.io.read(folder, bins_um="8 and 16")
     with pytest.raises(InputError, match="bins of 3 um"):
         ss.io.read(folder, bins_um=[3])
     raw = ss.io.read(folder, bins_um=[16], matrix="raw", image="none", segmented=False)

@@ -52,7 +52,7 @@ def read(
     *,
     mpp: float | None = None,
     facts: dict[str, Any] | None = None,
-    bins_um: Sequence[int] | None = None,
+    bins_um: Sequence[int] | int | str | None = None,
     matrix: str = "filtered",
     image: str | Path | None = None,
     image_scale: float | None = None,
@@ -77,8 +77,8 @@ def read(
     facts
         slide, patient, tissue, platform where known.
     bins_um
-        Sizes to read, such as [8, 16]; default all that are in ``binned_outputs``, and 2, 8 and 16 where there are
-        feature slices alone. With these, any multiple of 2 can be asked for.
+        Sizes to read, such as [8, 16], 8, or "8,16"; default all that are in ``binned_outputs``, and 2, 8 and 16 where
+        there are feature slices alone. With these, any multiple of 2 can be asked for.
     matrix
         "filtered" (bins under tissue) or "raw".
     image
@@ -157,17 +157,22 @@ def read(
     return sdata
 
 
-def _chosen(found: Output, wanted: Sequence[int] | None, slices: Slices | None) -> list[int]:
+def _chosen(found: Output, wanted: Sequence[int] | int | str | None, slices: Slices | None) -> list[int]:
     if wanted is None:
         return sorted(found.bins) or list(_SIZES)
-    absent = [s for s in wanted if int(s) not in found.bins]
+    try:
+        given = wanted.split(",") if isinstance(wanted, str) else [wanted] if isinstance(wanted, int) else wanted
+        sizes = sorted({int(s) for s in given})
+    except (TypeError, ValueError) as e:
+        raise InputError(f"bins_um={wanted!r}", fix="give sizes in um, such as 8 or 8,16") from e
+    absent = [s for s in sizes if s not in found.bins]
     if absent and slices is None:
         raise MissingError(
             f"no bins of {', '.join(map(str, absent))} um",
             where=found.folder,
             fix=f"here: {', '.join(map(str, sorted(found.bins)))}; feature_slice.h5 beside them would give others",
         )
-    return sorted({int(s) for s in wanted})
+    return sizes
 
 
 def _pixel_um(
