@@ -119,6 +119,14 @@ def test_pickles_of_arrays_are_read(tmp_path: Path, protocol: int) -> None:
     assert (got["n"], got["names"]) == (3.0, value["names"])
 
 
+def test_pickles_of_older_numpy_are_read(tmp_path: Path) -> None:
+    value = np.arange(6, dtype=np.float16).reshape(2, 3)
+    old = pickle.dumps(value, protocol=2).replace(b"numpy._core.", b"numpy.core.")
+    assert b"numpy.core.multiarray" in old
+    (tmp_path / "a.pickle").write_bytes(old)
+    np.testing.assert_array_equal(read_map(tmp_path / "a.pickle"), value)
+
+
 def test_the_way_from_transcripts_to_counts(make: ModuleType, tmp_path: Path) -> None:
     sdata = make.slide(mpp=0.37, height=180, width=220)
     sdata.images["morphology"] = make.picture(80, 90, 0.9)
