@@ -298,3 +298,32 @@ def test_layouts_are_told_apart():
     assert _layout(np.c_[x.ravel(), y.ravel()]) == "square"
     assert _layout(np.c_[(x + 0.5 * (y % 2)).ravel(), (y * np.sqrt(3) / 2).ravel()]) == "hexagon"
     assert _layout(np.random.default_rng(0).uniform(0, 1, (200, 2))) == "free"
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "told"),
+    [
+        ("spagcn", {"epochs": "two"}, r"epochs is 'two'.*a whole number"),
+        ("kriging", {"n_neighbors": "abc"}, r"n_neighbors is 'abc'.*a whole number"),
+        ("kriging", {"n_neighbors": 2.5}, r"n_neighbors is 2.5.*a whole number"),
+        ("spagcn", {"lr": True}, r"lr is True.*a number"),
+        ("spagcn", {"lr": -1}, r"lr is -1.*1e-09 to 10"),
+        ("spagcn", {"p": float("nan")}, r"p is nan"),
+        ("deepst", {"epochs": -3}, r"epochs is -3.*at least 0"),
+        ("kmeans", {"smoothing": 2}, r"smoothing is 2.*0 to 1"),
+        ("spagcn", {"num_pcs": 3}, r"no option num_pcs.*num_pcs is n_components here; its options: p,"),
+        ("spagcn", {"key_added": "x"}, r"no option key_added.*key_added is key here"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(method, options, told):
+    with pytest.raises(InputError, match=told):
+        ss.tl.domains(ss.datasets.toy_table(), n_domains=3, method=method, **options)
+
+
+def test_settings_of_the_method_are_kept_with_its_results():
+    table = ss.datasets.toy_table()
+    ss.tl.domains(table, n_domains=3, n_components=np.int64(5))
+    params = table.uns["kriging"]["params"]
+    assert (params["n_components"], params["n_neighbors"], params["correction"]) == (5, 36, "none")
+    ss.tl.svg(table, method="moran")
+    assert table.uns["moran"]["params"]["n_neighbors"] == 6

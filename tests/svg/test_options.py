@@ -179,3 +179,14 @@ def test_nearly_empty_spots_are_told_and_left_out_on_request(table, tmp_path, ca
     np.testing.assert_allclose(mine["log10_pval"], theirs.loc[mine.index, "log10_pval"], rtol=1e-9)
     with pytest.raises(InputError, match=r"no row has 1000000000 counts.*median"):
         ss.tl.svg(table, min_counts=10**9)
+
+
+def test_genes_that_were_not_tested_have_no_p(table):
+    counts = table.X.toarray()
+    counts[:, 3] = 0
+    counts[:2, 3] = 5
+    table.X = sparse.csr_matrix(counts)
+    for method in ("moran", "sparkx", "spatialde"):
+        found = ss.tl.svg(table, method=method).set_index("gene").loc[table.var_names[3]]
+        assert np.isnan(found["rank"])
+        assert all(np.isnan(found[c]) for c in ("pval", "log10_pval", "qval", "padj") if c in found)

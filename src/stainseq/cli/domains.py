@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
 
 from ._common import Json, Options, Seed, TableKey, emit, number, options, table
 from .analyse import Data, KeyPrefix
@@ -16,7 +18,7 @@ def domains(
     data: Data,
     /,
     *,
-    n_domains: int,
+    n_domains: Annotated[int, Parameter(name=("--n-domains", "--n-clusters"))],
     method: str | None = None,
     region: str = "spots",
     table_key: TableKey = None,

@@ -221,7 +221,7 @@ def integrate(
     *data: Annotated[
         Path, Parameter(help='Two or more stores or AnnData files, or one file with several values of obs["sample"].')
     ],
-    n_domains: int,
+    n_domains: Annotated[int, Parameter(name=("--n-domains", "--n-clusters"))],
     method: str | None = None,
     correction: Literal["none", "centre", "harmony"] | None = None,
     key: str = "integrated",

@@ -12,7 +12,7 @@ from ..core.grids import morton
 from ..core.pca import pca
 from ..core.refine import nearest
 from ..core.values import is_counts
-from ._inputs import Assignment, Inputs, agree, check, one_thread
+from ._inputs import Assignment, Inputs, agree, check, in_range, one_thread
 
 NEEDS = ("torch",)
 WANTS = "counts"
@@ -82,6 +82,11 @@ def assign(
     neighbour is passed over and the three after it are used. Louvain communities take the place of Leiden's; the
     resolution is found by bisection on one graph, and Ward's criterion makes the count exact.
     """
+    in_range(
+        "deepst", pre_epochs=(pre_epochs, 0, np.inf), epochs=(epochs, 0, np.inf),
+        n_components=(n_components, 1, np.inf), spatial_k=(spatial_k, 1, np.inf), graph_k=(graph_k, 1, np.inf),
+        adjacent_weight=(adjacent_weight, 0, np.inf), batch_rows=(batch_rows, 8, np.inf),
+    )  # fmt: skip
     at = check(X, coordinates, n_domains, image_features=image_features, samples=samples)
     n = len(at.coordinates)
     if at.n_domains == 1 or n < 8:

@@ -8,9 +8,8 @@ import numpy as np
 
 from ..core import clusters, mixture, neighbors
 from ..core.pca import moments, pca
-from ..errors import InputError
 from ._batches import Correction, correct
-from ._inputs import Assignment, agree, check, one_thread
+from ._inputs import Assignment, agree, check, in_range, one_thread
 
 _FLOOR = 1e-6
 """Least variance of a component inside a cluster, as a share of its total: keeps the mixture from a singular matrix."""
@@ -70,8 +69,10 @@ def assign(
     InputError
         Bad inputs, fewer distinct rows than domains, or a smoothing outside 0 to 1.
     """
-    if not 0 <= smoothing <= 1:
-        raise InputError(f"smoothing is {smoothing}", where="kmeans", fix="give 0 (none) to 1")
+    in_range(
+        "kmeans", n_genes=(n_genes, 1, np.inf), n_components=(n_components, 1, np.inf),
+        n_neighbors=(n_neighbors, 1, np.inf), smoothing=(smoothing, 0, 1),
+    )  # fmt: skip
     inputs = check(X, coordinates, n_domains, image_features=image_features, samples=samples)
     with one_thread():
         parts = [_components(_variable(inputs.X, n_genes), n_components, seed)]

@@ -14,7 +14,7 @@ from ..core.refine import nearest
 from ..core.values import is_counts
 from ..errors import InputError
 from ._batches import Correction, correct
-from ._inputs import Assignment, Inputs, agree, check, one_thread
+from ._inputs import Assignment, Inputs, agree, check, in_range, one_thread
 
 DEFAULT = True
 WANTS = "counts"
@@ -86,6 +86,10 @@ def assign(
     Directions: MULTISPATI (S. Dray et al., 2008). Kriging: N. Cressie (1993). Means of neighbours as in CellCharter and
     BANKSY are the special case of equal weights.
     """
+    in_range(
+        "kriging", n_genes=(n_genes, 1, np.inf), n_components=(n_components, 1, np.inf),
+        n_neighbors=(n_neighbors, 1, np.inf), n_shared=(n_shared, 1, np.inf),
+    )  # fmt: skip
     at = check(X, coordinates, n_domains, image_features=image_features, samples=samples)
     n = len(at.coordinates)
     if at.n_domains == 1 or n < 3:

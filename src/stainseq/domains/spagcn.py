@@ -10,7 +10,7 @@ from ..core import clusters, graphs
 from ..core.pca import pca
 from ..errors import InputError
 from . import _dec
-from ._inputs import Assignment, Inputs, agree, check, one_thread
+from ._inputs import Assignment, Inputs, agree, check, in_range, one_thread
 
 _TRIAL_EPOCHS = 20
 
@@ -85,6 +85,11 @@ def assign(
     the only layer is linear; initial clusters are Louvain's. Where the search of at most 12 resolutions misses K, or
     training empties a cluster, clusters are merged by Ward's criterion or the widest is split.
     """
+    in_range(
+        "spagcn", p=(p, 1e-6, 1e6), alpha=(alpha, 0, 1e6), n_components=(n_components, 1, np.inf),
+        n_neighbors=(n_neighbors, 2, np.inf), lr=(lr, 1e-9, 10), epochs=(epochs, 1, np.inf), tol=(tol, 0, 1),
+        resolution=(resolution, 1e-6, 1e6), step=(step, 1e-6, 1e6), sample_rows=(sample_rows, 100, np.inf),
+    )  # fmt: skip
     at = check(X, coordinates, n_domains, image_features=image_features, samples=samples)
     if at.n_domains == 1:
         n = len(at.coordinates)

@@ -139,7 +139,8 @@ def domains(
             "probability": probabilities[np.arange(len(labels)), labels],
         }
     )
-    parameters = {"method": name, "n_domains": n_domains, "layout": found_layout, "seed": seed, **options}
+    parameters = {"method": name, "n_domains": n_domains, "layout": found_layout, "seed": seed}
+    parameters |= _tables.settings(plugin.assign, options, given=given)
     more = {"layer": layer, "sample": sample, "key": key, "image_features": image_features}
     parameters |= {k: v for k, v in more.items() if v is not None}
     if histology and image_features is None:

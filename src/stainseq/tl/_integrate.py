@@ -120,9 +120,8 @@ def integrate(
     refined = _refined(labels, xy, sample, layout)
     order = np.lexsort((xy[:, 0], xy[:, 1], sample))  # so that which rows are looked at does not depend on theirs
     score = clusters.mixing((probabilities if embedding is None else embedding)[order], sample[order], seed=seed)
-    parameters = {
-        "method": name, "n_domains": n_domains, "key": key, "samples": list(parts), "seed": seed, **options,
-    }  # fmt: skip
+    parameters = {"method": name, "n_domains": n_domains, "key": key, "samples": list(parts), "seed": seed}
+    parameters |= _tables.settings(plugin.assign, options, given=given)
     given_too = {"layer": layer, "image_features": image_features, "layout": layout}
     parameters |= {k: v for k, v in given_too.items() if v is not None}
     parameters |= {"histology": True, "window_um": window_um} if histology and image_features is None else {}

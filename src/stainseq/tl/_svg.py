@@ -81,8 +81,8 @@ def svg(
         Genes seen in fewer spots are not tested: nothing can be told of them, and they would cost the others power.
     min_counts
         Rows (spots, cells) with fewer counts in all are left out; 0, the default, keeps all. Where some have less than
-        a hundredth of their sample's median a note says so: total counts are regressed out or divided by, so that
-        a few nearly empty spots (two of 262 in the olfactory bulb) make genes significant that are not.
+        a hundredth of their sample's median a note says so: a few nearly empty spots (two of 262 in the olfactory
+        bulb) can make genes significant that are not, for totals are regressed out or divided by.
     kernel_space
         Kernel name to length scales in um, of spatialde2 and spatialde; default the method's own. With several
         samples and no kernel space each sample gets its own.
@@ -122,8 +122,8 @@ def svg(
         ``rank`` (1 is best), with `hvg` also ``hvg`` (marked by both). Genes that were not tested (unvarying, or in
         too few spots) come last with NaN. With several samples also ``n_samples`` (in which a gene was tested) and
         ``sample`` (with the smallest p); the method's own columns are then of that sample, but for the combined
-        ``log10_pval`` and ``pval``. ``.attrs["note"]`` says what to keep in mind, where there is something: values that
-        were predicted, spots with hardly any counts.
+        ``log10_pval`` and ``pval``. ``.attrs["note"]`` warns of values that were predicted and of spots with hardly any
+        counts.
         Written to the table: ``var["<key>.padj"]`` float64, ``var["<key>.svg"]`` bool, ``var["<key>.rank"]``
         float64, ``var["<key>.hvg"]`` bool; in ``uns["<key>"]`` ``params``, ``tested``, ``table`` (as returned),
         ``kernels`` (one row per tested gene and kernel, of methods that have kernels), ``samples`` (with several: one
@@ -157,12 +157,12 @@ def svg(
     plugin, key = registry.load("svg", name), key or name
     asked = {"kernel_space": kernel_space, "sizefactors": sizefactors, "obs_dist": obs_dist, "compat": compat}
     options |= {k: v for k, v in asked.items() if v is not None}
-    _tables.check_options(plugin.score, name, options, given={"genes", "is_counts", *_GENERAL})
+    _tables.check_options(plugin.score, name, options, given=_INNER)
     chosen = _tables.expression(
         data, region=region, table_key=table_key, layer=layer, sample=sample, several=True, max_gb=max_gb
     )
     general = {"max_gb": max_gb, "n_jobs": n_jobs, "client": _cluster(client), "seed": seed}
-    told_options = {k: _told(v) for k, v in options.items()}
+    settings = _tables.settings(plugin.score, options, given=_INNER)
     if options.get("sizefactors") is not None:
         options["sizefactors"] = _sizefactors(chosen, options["sizefactors"])
     if min_counts > 0:
@@ -178,14 +178,13 @@ def svg(
     table = joint.ordered()
 
     parameters = {"method": name, "n_svg": n_svg, "fdr": fdr, "min_spots": min_spots, "seed": seed}
-    parameters |= told_options
+    parameters |= {k: _told(v) for k, v in settings.items()}
     told = {"layer": layer, "sample": sample, "key": key, "hvg": hvg, "min_counts": min_counts or None}
     parameters |= {k: v for k, v in told.items() if v is not None}
     for column in ("padj", "svg", "rank", *(["hvg"] if hvg is not None else [])):
         chosen.table.var[f"{key}.{column}"] = joint.table[column].to_numpy()
     chosen.table.uns[key] = _kept(found, joint, table, parameters)
-    notes = [*([PREDICTED] if chosen.predicted else []), *([faint] if faint else [])]
-    if notes:
+    if notes := [note for note in (PREDICTED if chosen.predicted else "", faint) if note]:
         chosen.table.uns[key]["note"] = table.attrs["note"] = "; ".join(notes)
     if csv is not None:
         _tables.write_csv(table.astype({"rank": "Int64"}), csv)
@@ -195,6 +194,7 @@ def svg(
 
 _GENERAL = ("max_gb", "n_jobs", "client", "seed")
 """Options of `svg` itself that methods take where they can."""
+_INNER = {"genes", "is_counts", *_GENERAL}
 
 
 @dataclass
@@ -319,6 +319,9 @@ def _test(
         log_p = (
             table["log10_pval"].to_numpy() * np.log(10) if "log10_pval" in table else np.log(table["pval"].to_numpy())
         )
+    for column in ("pval", "log10_pval", "qval"):
+        if column in table:
+            table[column] = np.where(test, table[column], np.nan)
     return _Result(table, np.where(test, log_p, np.nan))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -248,17 +249,62 @@ def check_options(function: Callable[..., Any], name: str, options: dict[str, An
     Raises
     ------
     InputError
-        An unknown option; the message lists those there are.
+        An unknown option (the message lists those there are), or one that is plainly of another type.
     """
-    import inspect
-
     parameters = inspect.signature(function).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
     known = [p for p, value in parameters.items() if value.kind is value.KEYWORD_ONLY and p not in given]
     wrong = [o for o in options if o not in known]
     if wrong:
-        raise InputError(f"{name} has no option {', '.join(wrong)}", fix=f"its options: {', '.join(known) or 'none'}")
+        here = [f"{o} is {_ELSEWHERE[o]} here" for o in wrong if o in _ELSEWHERE]
+        told = f"its options: {', '.join(known) or 'none'}"
+        raise InputError(f"{name} has no option {', '.join(wrong)}", fix="; ".join([*here, told]))
+    for option, value in options.items():
+        wanted = _wanted(parameters[option].annotation, value)
+        if wanted:
+            raise InputError(f"{option} is {value!r}", where=name, fix=f"give {wanted}")
+
+
+_ELSEWHERE = {
+    "key_added": "key", "n_clusters": "n_domains", "num_pcs": "n_components", "pca_n_comps": "n_components",
+    "max_epochs": "epochs", "res_start": "resolution", "res_step": "step", "knn_k": "graph_k",
+    "refine_shape": "layout", "shape": "layout", "use_image": "image_features", "beta": "window_um (in um)",
+}  # fmt: skip
+"""Names of options in other packages, and ours."""
+
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int, np.integer), "a whole number"),
+    "float": ((int, float, np.integer, np.floating), "a number"),
+    "str": ((str,), "a name"),
+    "bool": ((bool, np.bool_), "true or false"),
+    "None": ((type(None),), "null"),
+}
+
+
+def _wanted(annotation: Any, value: Any) -> str:
+    """What an option should be where it plainly is not; "" where it is, or where its type is not a plain one."""
+    kinds = [k.strip() for k in str(annotation).split("|")]
+    if not set(kinds) <= set(_KINDS):
+        return ""
+    truth = isinstance(value, (bool, np.bool_))
+    if any(isinstance(value, _KINDS[k][0]) and (k == "bool" or not truth) for k in kinds):
+        return ""
+    return " or ".join(_KINDS[k][1] for k in kinds)
+
+
+def settings(function: Callable[..., Any], options: dict[str, Any], *, given: set[str]) -> dict[str, Any]:
+    """Options as they hold in a run: those that were given, and the defaults of the others that can be stored.
+
+    Parameters
+    ----------
+    function, options, given
+        As in `check_options`.
+    """
+    plain = (str, bool, int, float)
+    there = inspect.signature(function).parameters.values()
+    rest = {p.name: p.default for p in there if p.kind is p.KEYWORD_ONLY and p.name not in given}
+    return {**{k: v for k, v in rest.items() if isinstance(v, plain)}, **options}
 
 
 def keep_source(data: Any, *outputs: str | os.PathLike[str] | None) -> None:
