@@ -136,7 +136,7 @@ def test_he_without_alignment_is_refused_or_kept_apart(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"'he' is not registered.*stainseq align"):
         ss.pp.features(slide, region="cells", encoder="colour")
     xy = np.array([[10.0, 10], [600, 20], [30, 580], [590, 610]])
-    ss.pp.align(slide, he=xy, target=0.5 * xy, target_unit="um")
+    ss.pp.align(slide, he=xy, target=0.27405 * xy, target_unit="um")
     ss.pp.features(ss.io.open(tmp_path / "s.zarr"), region="cells", encoder="colour")
     (folder / "planted_he_imagealignment.csv").write_text("1,0\n0,1\n")
     with pytest.raises(FormatError, match="a matrix of shape"):

@@ -61,7 +61,7 @@ def _ome(
     metadata |= {"PhysicalSizeY": mpp, "PhysicalSizeYUnit": "µm"}
     if axes == "YX":
         metadata["Channel"] = {"Name": channels}
-    options: dict[str, Any] = {"tile": (512, 512), "compression": "zlib"}
+    options: dict[str, Any] = {"tile": (512, 512), "compression": "zlib", "compressionargs": {"level": 1}}
     if rgb:
         options = {"tile": (512, 512), "compression": "jpeg", "compressionargs": {"level": 92}, "photometric": "rgb"}
     with tifffile.TiffWriter(path, ome=True, bigtiff=True) as tif:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 PIXEL = 0.2125
 _NUCLEUS_UM, _CELL_UM = 3.2, 8.2
 _SECOND_NUCLEUS, _LOW_QUALITY, _CONTROLS = 0.02, 0.14, 0.008
-_STRIP = 16
-"""Rows of superpixels whose transcripts are drawn at once: 1.3 million of a slide of 40 million."""
+_STRIP, _STRIP_COUNTS = 16, 1.5e6
+"""Most rows of superpixels, and about how many transcripts, that are drawn at once."""
 
 
 @dataclass(frozen=True)
@@ -136,9 +136,10 @@ def strips(truth: Planted, run: Run, seed: int) -> Iterator[Strip]:
     inner = np.zeros(len(run.cells))
     inner[run.nuclei[::-1]] = run.nucleus_radius[::-1]  # the first of a cell counts
     n_genes = len(truth.names)
-    for top in range(0, len(truth.rate), _STRIP):
+    height = int(np.clip(_STRIP_COUNTS * len(truth.rate) // max(truth.rate.sum(), 1), 1, _STRIP))
+    for top in range(0, len(truth.rate), height):
         rng = np.random.default_rng([seed, 13, top])
-        rate = truth.rate[top : top + _STRIP] * truth.depth[top : top + _STRIP, :, None]
+        rate = truth.rate[top : top + height] * truth.depth[top : top + height, :, None]
         counts = rng.poisson(rate)
         row, column, gene = np.nonzero(counts)
         order = rng.permutation(np.repeat(np.arange(len(gene)), counts[row, column, gene]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -208,9 +209,22 @@ def _part(part: Any, source: Any, wanted: Wanted, names: tuple[str, ...]) -> Any
 def _as_pandas(table: Any, names: tuple[str, ...]) -> Any:
     import pandas as pd
 
-    frame = _plain(table).to_pandas(types_mapper=_types)
-    frame["feature_name"] = pd.Categorical(frame["feature_name"].astype(object), categories=list(names))
+    table = _plain(table)
+    features = table.column("feature_name").dictionary_encode().combine_chunks()
+    frame = table.drop_columns(["feature_name"]).to_pandas(types_mapper=_types)
+    kind = _category(names)
+    place = kind.categories.get_indexer(features.dictionary.to_pylist())
+    codes = np.r_[place, -1][features.indices.fill_null(len(place)).to_numpy(zero_copy_only=False)]
+    at = [c for c in "xyz" if c in frame.columns]
+    frame.insert(len(at), "feature_name", pd.Categorical.from_codes(codes, dtype=kind))
     return frame
+
+
+@lru_cache(maxsize=2)
+def _category(names: tuple[str, ...]) -> Any:
+    import pandas as pd
+
+    return pd.CategoricalDtype(list(names))
 
 
 def _types(kind: Any) -> Any:

@@ -64,10 +64,15 @@ def scan(sdata: Any, name: str, *, columns: list[str], keep: Any = None, rows: i
         yield from stored.to_batches(columns=columns, filter=keep, batch_size=rows)
         return
     element = sdata.points[name]
-    for i in range(element.npartitions):
-        part = _as_arrow(element.get_partition(i).compute(scheduler="threads"))
+    for part in _partitions(element):
         part = part if keep is None else part.filter(keep)
         yield from part.select(columns).combine_chunks().to_batches(max_chunksize=rows)
+
+
+def _partitions(element: Any) -> Iterator[Any]:
+    """Partitions of a dask DataFrame as Arrow tables; its graph is optimised once, not once a partition."""
+    for part in element.to_delayed(optimize_graph=True):
+        yield _as_arrow(part.compute(scheduler="threads"))
 
 
 def _as_arrow(frame: Any) -> Any:
@@ -160,8 +165,8 @@ def sorted_tables(element: Any, *, cell: float, scratch: Path) -> Iterator[Any]:
 def _batches(element: Any) -> Iterator[Any]:
     """Partitions of a dask DataFrame as Arrow tables of one schema, without its index."""
     schema = None
-    for i in range(element.npartitions):
-        table = _checked(_as_arrow(element.get_partition(i).compute(scheduler="threads")))
+    for part in _partitions(element):
+        table = _checked(part)
         if schema is None:
             schema = table.schema
         elif table.schema != schema:
@@ -180,7 +185,7 @@ def _checked(table: Any) -> Any:
             text = pa.types.is_string(f.type.value_type) or pa.types.is_large_string(f.type.value_type)
             plain = pa.string() if text or pa.types.is_null(f.type.value_type) else f.type.value_type
             if f.type != pa.dictionary(pa.int32(), plain):
-                table = table.set_column(i, f.name, table.column(i).cast(plain).dictionary_encode())
+                table = table.set_column(i, f.name, _with_codes(table.column(i), plain))
         elif pa.types.is_large_string(f.type) or pa.types.is_null(f.type):
             table = table.set_column(i, f.name, table.column(i).cast(pa.string()))
     for axis in ("x", "y"):
@@ -191,6 +196,17 @@ def _checked(table: Any) -> Any:
         if bad:
             raise InputError(f"{bad} points have no {axis} coordinate", fix="drop them before writing")
     return table
+
+
+def _with_codes(column: Any, values: Any) -> Any:
+    """A dictionary column with 32-bit codes and values of a type, without a look at the rows."""
+    import pyarrow as pa
+
+    chunks = [
+        pa.DictionaryArray.from_arrays(chunk.indices.cast(pa.int32()), chunk.dictionary.cast(values))
+        for chunk in column.chunks
+    ]
+    return pa.chunked_array(chunks, type=pa.dictionary(pa.int32(), values))
 
 
 def _concat(tables: list[Any]) -> Any:
