@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cyclopts import App, CycloptsError
 
 GROUPS = {
-    "The main job": ("demo", "convert", "features", "train", "predict", "evaluate", "report"),
+    "The main job": ("demo", "convert", "features", "train", "predict", "evaluate", "report", "run"),
     "Slides": ("info", "align", "tissue", "grid", "superpixels", "aggregate", "export"),
     "Genes, domains, figures": ("svg", "domains", "integrate", "markers", "metagene", "plot"),
     "Nuclei and data sets": ("patches", "maskqc"),
@@ -31,7 +31,22 @@ def app() -> App:
     from cyclopts import App, Group, Parameter
 
     from .. import __version__
-    from . import about, align, analyse, count, data, demo, domains, export, learn, markers, masks, prepare, show
+    from . import (
+        about,
+        align,
+        analyse,
+        count,
+        data,
+        demo,
+        domains,
+        export,
+        learn,
+        markers,
+        masks,
+        pipeline,
+        prepare,
+        show,
+    )
 
     built = App(
         name="stainseq",
@@ -45,7 +60,22 @@ def app() -> App:
         exit_on_error=False,
         result_action="return_value",
     )
-    modules = (about, align, analyse, count, data, demo, domains, export, learn, markers, masks, prepare, show)
+    modules = (
+        about,
+        align,
+        analyse,
+        count,
+        data,
+        demo,
+        domains,
+        export,
+        learn,
+        markers,
+        masks,
+        pipeline,
+        prepare,
+        show,
+    )
     for position, (title, names) in enumerate(GROUPS.items()):
         group = Group(title, sort_key=position)
         for order, name in enumerate(names):
@@ -118,12 +148,12 @@ def _call(argv: list[str]) -> int:
     except CycloptsError as e:
         command = next((a for a in argv if not a.startswith("-")), "")
         known = f" {command}" if any(command in names for names in GROUPS.values()) else ""
-        _say(f"{_usage(e, built)}; see stainseq{known} --help")
+        _say(f"{usage(e, built)}; see stainseq{known} --help")
         return 2
     return result if isinstance(result, int) else 0
 
 
-def _usage(e: CycloptsError, built: App) -> str:
+def usage(e: CycloptsError, built: App) -> str:
     """Cyclopts' message without its decoration; what was typed wrongly rather than what is lacking for it."""
     from cyclopts import MissingArgumentError, UnknownCommandError
 
