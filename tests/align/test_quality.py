@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from scipy import sparse
 
 import stainseq as ss
 from stainseq import regions
@@ -161,10 +162,9 @@ def test_tissue_command_writes_quality_and_its_figure_and_training_obeys(tmp_pat
     from stainseq import keys, store
     from stainseq.cli import run
 
-    ss.datasets.xenium(tmp_path / "b", n_genes=3)
     path = tmp_path / "s.zarr"
-    sdata = ss.io.convert(tmp_path / "b", path)
-    ss.pp.superpixels(sdata, tissue_key="none")
+    sdata = store.create(path, ss.datasets.toy_slide(size="small", seed=5), step="convert", parameters={})
+    ss.pp.superpixels(sdata, tissue_key="none", pitch_um=24.0)
     command = ["tissue", str(path), "--quality", "--json", str(tmp_path / "q.json"), "--plot", str(tmp_path / "q.png")]
     assert run(command) == 0
     found = json.loads((tmp_path / "q.json").read_text())["quality"]
@@ -176,9 +176,12 @@ def test_tissue_command_writes_quality_and_its_figure_and_training_obeys(tmp_pat
     # A slide of which a part is marked: neither learned from nor predicted.
     table.obs["quality"] = table.obs["quality"].where(np.arange(table.n_obs) % 5 > 0, "pen")
     store.write_element(sdata, "quality_superpixels", table, step="quality", parameters={})
-    ss.pp.aggregate(sdata, region="superpixels")
+    counts = np.random.default_rng(0).poisson(1.0, (table.n_obs, 5)).astype(np.int32)
+    where = regions.get(sdata, "superpixels")
+    counted = regions.table(where, sparse.csr_matrix(counts), var_names=list("abcde"))
+    store.write_element(sdata, "counts_superpixels", counted, step="aggregate", parameters={})
     ss.tl.train(
-        sdata, out=tmp_path / "m", region="superpixels", encoder="colour", normalize="raw", n_folds=2, block_um=100.0
+        sdata, out=tmp_path / "m", region="superpixels", encoder="colour", normalize="raw", n_folds=2, block_um=240.0
     )
     good = set(table.obs_names[table.obs["quality"] == "good"])
     from stainseq import model

@@ -61,7 +61,8 @@ def train(
     weights
         Local weights of the encoder.
     head
-        Head (stainseq list heads); the documented default when left out.
+        Head (stainseq list heads); the documented default when left out, pixel2gene for superpixels, bins and cells
+        (on several GPUs: torchrun --nproc-per-node N -m stainseq train ...).
     split
         What is held out together; patients when there are two or more, else slides, else blocks.
     n_folds
@@ -144,8 +145,8 @@ def predict(
     ----------
     region
         Regions to predict; when left out those that the model learned from, or a grid on a slide that has none of them.
-        A grid is laid where there is none. Regions seen in training get the prediction of the model that had not seen
-        them.
+        Superpixels (of 8 um) and a grid are laid where there are none. Regions seen in training get the prediction of
+        the model that had not seen them.
     weights
         Local weights of the encoder, as given to train.
     image_key
@@ -162,15 +163,19 @@ def predict(
     """
     import stainseq as ss
     from stainseq import model as models
-    from stainseq import store
-    from stainseq.tl._predict import region_for
+    from stainseq import regions, store
+    from stainseq.tl._predict import check_image, region_for
 
     learned, sdata = models.load(model), open_to_change(slide)
     region = region or region_for(learned, sdata)
-    if region == "grid" and region not in sdata.shapes:
+    if region in ("grid", "superpixels") and region not in regions.names(sdata):
+        check_image(sdata, image_key)
         if "tissue" not in sdata.shapes:
             ss.pp.tissue(sdata, image_key=image_key)
-        ss.pp.grid(sdata)
+        if region == "grid":
+            ss.pp.grid(sdata)
+        else:
+            ss.pp.superpixels(sdata, image_key=image_key)
     ss.tl.predict(
         learned,
         sdata,

@@ -87,9 +87,10 @@ def evaluate(
     subset = predicted[ids, shared]
     baselines = {}
     if "train_mean" in predicted.var:
-        baselines["gene_mean"] = np.repeat(subset.var["train_mean"].to_numpy(dtype=np.float32)[None], len(ids), axis=0)
+        level = subset.var["train_mean"].to_numpy(dtype=np.float32)
     else:
-        baselines["gene_mean"] = np.repeat(target.mean(axis=0, keepdims=True), len(ids), axis=0)
+        level = target.mean(axis=0)
+    baselines["gene_mean"] = np.broadcast_to(level, target.shape)
     baselines |= {
         k.removeprefix("baseline_"): np.asarray(v) for k, v in subset.layers.items() if k.startswith("baseline_")
     }

@@ -52,7 +52,8 @@ def predict(
     sdata
         The slide; written to when it is on disk.
     region
-        Regions to predict. Default those that the model learned from, or the grid of a slide that has none of them.
+        Regions to predict. Default those that the model learned from, or the grid of a slide that has none of them
+        (the command line lays superpixels, or a grid, where they are not there).
     weights
         Local weights of the encoder, as given to train.
     image_key
@@ -97,7 +98,7 @@ def predict(
     learned = model if isinstance(model, Loaded) else load(model)
     config = learned.config
     region = region or region_for(learned, sdata)
-    _check_image(sdata, image_key)
+    check_image(sdata, image_key)
     where = regions.get(sdata, region)
     measured = _measured(learned, sdata, truth or keys.counts(region)) if mode == "enhance" else None
     name = key_added or keys.prediction(str(config["head"]), region)
@@ -161,7 +162,14 @@ def _frame(sdata: SpatialData, where: Any, learned: Model, of_fold: np.ndarray) 
     return table
 
 
-def _check_image(sdata: SpatialData, image_key: str) -> None:
+def check_image(sdata: SpatialData, image_key: str) -> None:
+    """Refuse a slide without the picture.
+
+    Raises
+    ------
+    MissingError
+        It is not there; the message lists the images that are.
+    """
     if image_key not in sdata.images:
         there = ", ".join(sdata.images) or "none"
         raise MissingError(
@@ -189,7 +197,7 @@ def _measured(learned: Model, sdata: SpatialData, name: str) -> str:
 
 
 def region_for(model: Model, sdata: SpatialData) -> str:
-    """Regions that a model predicts when none are named: those it learned from, else a grid.
+    """Regions that a model predicts when none are named: those it learned from, else a grid of their kind.
 
     Parameters
     ----------
@@ -197,11 +205,16 @@ def region_for(model: Model, sdata: SpatialData) -> str:
         The model.
     sdata
         The slide.
+
+    Returns
+    -------
+    str
+        The model's own region where the slide has it, or where it can be laid (superpixels); else "grid".
     """
     from .. import regions
 
     own = str(model.config["region"])
-    return own if own in regions.names(sdata) else keys.GRID
+    return own if own in regions.names(sdata) or own == keys.SUPERPIXELS else keys.GRID
 
 
 def folds_of(model: Model, *, image: str, centres_um: np.ndarray) -> np.ndarray:
