@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,22 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from .core import pickles
 from .errors import FormatError, InputError, MissingError
 from .spec import fingerprint, fingerprint_file
 
 HIPT_KEYS = ("cls", "sub", "rgb")
 """Order of the parts of HIPT embeddings: 192 + 384 + 3 channels."""
-
-_ALLOWED = {
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy.core.numeric", "_frombuffer"),
-    ("numpy._core.numeric", "_frombuffer"),
-    ("_codecs", "encode"),
-}
-"""All that an array of numbers is made of; text is made into bytes by ``_codecs.encode`` in old protocols."""
 
 _FIX = "give .npy or .zarr of [rows, columns, features], or the pickle of HIPT embeddings"
 
@@ -96,43 +84,10 @@ def _zarr(path: Path) -> Any:
 
 
 def _hipt(path: Path) -> np.ndarray:
-    with open(path, "rb") as f:
-        loaded = read_arrays(f, where=path)
+    loaded = pickles.load(path)
     if not isinstance(loaded, dict) or not set(HIPT_KEYS) & set(loaded) or set(loaded) - set(HIPT_KEYS):
         raise FormatError("the pickle holds no HIPT embeddings", where=path, fix="a dict of cls, sub and rgb is read")
     planes = [np.asarray(p) for k in HIPT_KEYS for p in loaded.pop(k, [])]
     if len({p.shape for p in planes}) != 1 or planes[0].ndim != 2:
         raise FormatError("the channels are no 2-D arrays of one shape", where=path, fix="write the embeddings again")
     return np.stack(planes, axis=-1)
-
-
-class _Arrays(pickle.Unpickler):
-    """Makes arrays of numbers and plain containers; refuses every other name that a pickle asks for."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-
-
-def read_arrays(file: io.BufferedIOBase | io.BufferedReader, *, where: object) -> Any:
-    """Load a foreign pickle of numpy arrays in lists, tuples and dicts; nothing in it is ever run.
-
-    Parameters
-    ----------
-    file
-        Open for reading bytes.
-    where
-        For messages.
-
-    Raises
-    ------
-    FormatError
-        It holds anything else, or is damaged.
-    """
-    try:
-        return _Arrays(file).load()
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, ImportError, LookupError) as e:
-        raise FormatError(
-            f"the pickle cannot be read safely ({e})", where=where, fix="only numpy arrays in lists and dicts are read"
-        ) from e

@@ -95,11 +95,12 @@ class Frame:
 
 
 def is_fine(where: Region, encoder: Encoder) -> bool:
-    """Whether regions lie so close that dense maps are the way: grids, far finer than the encoder's field of view."""
+    """Whether dense maps are the way: for grids far finer than the encoder's field, and encoders made for maps."""
     from .encoders.dense import has_tokens
 
     pitch = own_um(where) if where.kind == "grid" else np.inf
-    return has_tokens(encoder) and pitch * FINE <= min(encoder.fields_um)
+    made_for_it = getattr(getattr(encoder, "spec", None), "pooling", "") == "dense"
+    return has_tokens(encoder) and (made_for_it or pitch * FINE <= min(encoder.fields_um))
 
 
 def own_um(where: Region) -> float:
@@ -291,7 +292,10 @@ def slide_levels(image: LevelStack, where: Region) -> list[list[float]]:
 
 def model_fingerprint(encoder: Encoder, scales_um: Sequence[float], weights: str) -> str:
     """What a model checks of dense features; `featurise.encoder_fingerprint` is that of windows."""
-    return fingerprint("dense", VERSION, encoder.spec.fingerprint(), weights, [float(s) for s in scales_um])
+    from .encoders.dense import KEPT, KEPT_EACH
+
+    scales = [float(s) for s in scales_um]
+    return fingerprint("dense", VERSION, KEPT, KEPT_EACH, encoder.spec.fingerprint(), weights, scales)
 
 
 def _check_scale(image: LevelStack, part: Part) -> None:

@@ -16,7 +16,7 @@ from ._progress import progress
 from .core import registration
 from .errors import InputError, MissingError
 from .lineage import claim, ids_fingerprint
-from .spec import fingerprint, fingerprint_file
+from .spec import fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -55,7 +55,9 @@ def encoder_fingerprint(encoder: Encoder, weights: str | Path | None, *, scales_
     scales_um
         Squares over which dense maps were averaged; none for windows.
     """
-    source = fingerprint_file(weights) if weights else ""
+    from .encoders.access import source_of
+
+    source = source_of(Path(weights)) if weights else ""
     if not len(scales_um):
         return fingerprint(encoder.spec.fingerprint(), source)
     return dense.model_fingerprint(encoder, scales_um, source)

@@ -91,7 +91,7 @@ def test_facts_are_complete(name: str) -> None:
     assert all(0.1 < mpp < 2.1 for mpp in s.mpp)
     assert all(v > 0 for v in s.std)
     assert s.dim % len(s.fields_um) == 0
-    if s.loader not in ("builtin", "shipped", "wheel"):
+    if s.loader not in ("builtin", "shipped", "wheel", "local"):
         assert "/" in s.hub_id
         assert s.file_name
         assert s.page.endswith(s.hub_id)
@@ -115,7 +115,7 @@ def test_what_nothing_here_can_run_says_so_and_is_never_available() -> None:
         with pytest.raises(AccessError, match="no network for it"):
             encoders.load(name, device="cpu")
     # All others are built by a family of ours or by a loader that has code.
-    made = {"hub", "builtin", "shipped", "wheel", "timm", "transformers", "open_clip", "package"}
+    made = {"hub", "builtin", "local", "shipped", "wheel", "timm", "transformers", "open_clip", "package"}
     assert {encoders.spec(n).loader for n in NAMES if n not in elsewhere} <= made
 
 

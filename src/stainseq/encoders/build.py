@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 FAMILIES = {"lite": "lite", "shell": "shell", "resnet": "resnet", "vit": "vit",
-            "morphology": "morphology"}  # fmt: skip
+            "morphology": "morphology", "hipt": "hipt"}  # fmt: skip
 """Module that builds the network of a family; it has `build(spec)` and `rename(state, net)`."""
 
 EXPORTABLE = ("lite", "shell", "resnet", "morphology")
@@ -54,7 +54,7 @@ def with_options(s: EncoderSpec, options: Mapping[str, Any] | None) -> EncoderSp
 
 
 def single(s: EncoderSpec, *, weights: Path | None, device: str, precision: str, runtime: str, n_threads: int,
-           seed: int | None) -> Encoder:  # fmt: skip
+           seed: int | None, tokens_only: bool = False) -> Encoder:  # fmt: skip
     """One encoder, by its description."""
     given = runtime
     if precision == "auto":
@@ -70,7 +70,7 @@ def single(s: EncoderSpec, *, weights: Path | None, device: str, precision: str,
     def wider(times: int, arch: Mapping[str, Any] | None = None) -> Encoder:
         bigger = replace(s, input_px=s.input_px * times, fields_um=tuple(um * times for um in s.fields_um))
         return single(with_options(bigger, arch), weights=weights, device=device, precision=precision, runtime=given,
-                      n_threads=n_threads, seed=seed)  # fmt: skip
+                      n_threads=n_threads, seed=seed, tokens_only=True)  # fmt: skip
 
     if s.family == "colour":
         from .colour import ColourBackend
@@ -105,7 +105,8 @@ def single(s: EncoderSpec, *, weights: Path | None, device: str, precision: str,
         backend = MorphologyBackend(graph, n_threads=n_threads)
     else:
         backend = SessionBackend(graph, runtime=runtime, n_threads=n_threads)
-    return NetworkEncoder(s, backend, source=source, wider=wider if s.family in EXPORTABLE else None)
+    wide = wider if s.family in EXPORTABLE else None
+    return NetworkEncoder(s, backend, source=source, wider=wide, tokens_only=tokens_only)
 
 
 def drawn(net: nn.Module) -> str:
@@ -142,6 +143,7 @@ def network(s: EncoderSpec, path: Path | None, seed: int | None) -> nn.Module:
         load_in_full(net, family.rename(read_state(path), net), where=path)
     else:
         net = family.build(s)
-        load_in_full(net, family.rename(read_state(path), net), where=path)
+        read = getattr(family, "read", read_state)
+        load_in_full(net, family.rename(read(path), net), where=path)
     out: nn.Module = net.eval()
     return out

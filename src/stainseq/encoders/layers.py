@@ -26,7 +26,11 @@ class ConvUnit(nn.Module):
         "same" is TensorFlow's rule (asymmetric when strided); a number is symmetric.
     act
         "relu6", "relu" or None.
+
+    `edge` (set by `repeat_borders`) repeats the border where zeros would be put.
     """
+
+    edge = False
 
     def __init__(self, n_in: int, n_out: int, *, kernel: int = 1, stride: int = 1, groups: int = 1,
                  padding: str | int = "same", act: str | None = None, eps: float = 1e-3) -> None:  # fmt: skip
@@ -52,6 +56,9 @@ class ConvUnit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Float [n, c, h, w] -> float [n, c', h', w']."""
         top, left, bottom, right = self.pads(x.shape[-2], x.shape[-1])
+        if self.edge and max(top, left, bottom, right):
+            x = F.pad(x, (left, right, top, bottom), mode="replicate")
+            top = left = bottom = right = 0
         if (top, left) == (bottom, right):
             x = F.conv2d(x, self.conv.weight, None, self.stride, (top, left), 1, self.groups)
         else:
@@ -60,6 +67,17 @@ class ConvUnit(nn.Module):
         if self.act == "relu6":
             return F.relu6(x)
         return F.relu(x) if self.act == "relu" else x
+
+
+def repeat_borders(net: nn.Module) -> None:
+    """Let convolutions see a window's border repeated and not a frame of zeros around it.
+
+    Zeros are seen by every deeper layer, hundreds of pixels into the window; tokens of dense maps must not tell where
+    in its window a place lies. Networks keep zeros for vectors of windows, as they were trained.
+    """
+    for module in net.modules():
+        if isinstance(module, ConvUnit):
+            module.edge = True
 
 
 def mean_std(x: Tensor) -> list[Tensor]:

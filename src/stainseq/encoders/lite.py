@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import FormatError
 from .description import EncoderSpec
 from .grids import weights
-from .layers import ConvUnit, mean_std
+from .layers import ConvUnit, mean_std, repeat_borders
 
 STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112),
           (4, 5, 2, 6, 192), (1, 3, 1, 6, 320))  # fmt: skip
@@ -145,6 +145,15 @@ def rename(state: dict[str, Tensor], net: Lite) -> dict[str, Tensor]:
     return out
 
 
+def layer_widths(spec: EncoderSpec) -> list[int]:
+    """Channels of the layers in a token."""
+    width = SCALES[int(spec.arch["variant"])][0]
+    return [1280] if spec.pooling == "mean" else [_round(channels * width) for *_, channels in STAGES]
+
+
 def build(spec: EncoderSpec) -> Lite:
     """Network of an encoder description."""
-    return Lite(variant=int(spec.arch["variant"]), pooling=spec.pooling, input_px=spec.input_px)
+    net = Lite(variant=int(spec.arch["variant"]), pooling=spec.pooling, input_px=spec.input_px)
+    if spec.arch.get("edge"):
+        repeat_borders(net)
+    return net

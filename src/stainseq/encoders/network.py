@@ -57,7 +57,10 @@ class Backend(Protocol):
     runtime: str
     chunk: int
     pad: bool
-    dim: int
+
+    @property
+    def dim(self) -> int:
+        """Numbers a vector."""
 
     @property
     def token_dim(self) -> int:
@@ -113,14 +116,17 @@ class NetworkEncoder:
     wider
         The same network on windows so many times as wide, at the same resolution, with entries of the description's
         `arch` replaced; None where the network is tied to its input side.
+    tokens_only
+        Vectors will not be asked for: their graph is not made.
     """
 
     def __init__(self, spec: EncoderSpec, backend: Backend, *, source: str,
-                 wider: Callable[[int, Mapping[str, Any] | None], Encoder] | None = None) -> None:  # fmt: skip
+                 wider: Callable[[int, Mapping[str, Any] | None], Encoder] | None = None,
+                 tokens_only: bool = False) -> None:  # fmt: skip
         self.spec, self.backend, self._source, self.wider = spec, backend, source, wider
         self.name, self.input_px, self.fields_um = spec.name, spec.input_px, spec.fields_um
         self.device = backend.device
-        self.dim = backend.dim * len(spec.fields_um)
+        self.dim = spec.dim if tokens_only else backend.dim * len(spec.fields_um)
         if self.dim != spec.dim:
             raise InputError(f"the network gives {self.dim} numbers, its description says {spec.dim}",
                              where=f"encoder {spec.name}", fix="correct dim in the TOML file")  # fmt: skip

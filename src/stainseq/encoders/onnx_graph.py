@@ -87,23 +87,35 @@ def _activation(w: _Writer, x: str, act: str | None) -> None:
 
 def _conv_unit(w: _Writer, m: ConvUnit, x: str, shape: tuple[int, ...]) -> None:
     weight, bias = m.folded()
+    pads = list(m.pads(shape[-2], shape[-1]))
+    if m.edge:
+        x, pads = _with_border(w, x, pads), [0, 0, 0, 0]
     out = w.emit("Conv", [x, w.constant(weight), w.constant(bias)], last=m.act is None,
-                 kernel_shape=[m.kernel] * 2, strides=[m.stride] * 2, group=m.groups,
-                 pads=list(m.pads(shape[-2], shape[-1])))  # fmt: skip
+                 kernel_shape=[m.kernel] * 2, strides=[m.stride] * 2, group=m.groups, pads=pads)  # fmt: skip
     _activation(w, out, m.act)
 
 
 def _conv(w: _Writer, m: nn.Conv2d, x: str, shape: tuple[int, ...]) -> None:
     inputs = [x, w.constant(m.weight)] + ([w.constant(m.bias)] if m.bias is not None else [])
-    pad = list(m.padding)
+    pad = [int(p) for p in m.padding]
+    if m.padding_mode == "replicate" and any(pad):
+        inputs[0], pad = _with_border(w, x, pad + pad), [0, 0]
     w.emit("Conv", inputs, last=True, kernel_shape=list(m.kernel_size), strides=list(m.stride), group=m.groups,
            pads=pad + pad)  # fmt: skip
 
 
+def _with_border(w: _Writer, x: str, pads: list[int], *, last: bool = False) -> str:
+    """Repeat the border: rows and columns at top, left, bottom, right."""
+    top, left, bottom, right = pads
+    if not any(pads):
+        return x
+    amounts = w.constant([0, 0, top, left, 0, 0, bottom, right], np.int64)
+    return w.emit("Pad", [x, amounts], last=last, mode="edge")
+
+
 def _repeat_border(w: _Writer, m: nn.ReplicationPad2d, x: str, shape: tuple[int, ...]) -> None:
     left, right, top, bottom = m.padding
-    pads = w.constant([0, 0, top, left, 0, 0, bottom, right], np.int64)
-    w.emit("Pad", [x, pads], last=True, mode="edge")
+    _with_border(w, x, [top, left, bottom, right], last=True)
 
 
 def _group_norm(w: _Writer, m: nn.GroupNorm, x: str, shape: tuple[int, ...]) -> None:

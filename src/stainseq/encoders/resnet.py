@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..errors import FormatError
 from .description import EncoderSpec
 from .grids import weights
-from .layers import ConvUnit
+from .layers import ConvUnit, repeat_borders
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 WIDTHS = (64, 128, 256, 512)
@@ -97,9 +97,18 @@ class ResNet(nn.Module):
         return torch.cat(kept, 1).permute(0, 2, 3, 1)
 
 
+def layer_widths(spec: EncoderSpec) -> list[int]:
+    """Channels of the layers in a token."""
+    times = 4 if int(spec.arch["depth"]) >= 50 else 1
+    return [times * width for width in WIDTHS[2 : int(spec.arch.get("stages", 4))]]
+
+
 def build(spec: EncoderSpec) -> ResNet:
     """Network of an encoder description."""
-    return ResNet(depth=int(spec.arch["depth"]), stages=int(spec.arch.get("stages", 4)), input_px=spec.input_px)
+    net = ResNet(depth=int(spec.arch["depth"]), stages=int(spec.arch.get("stages", 4)), input_px=spec.input_px)
+    if spec.arch.get("edge"):
+        repeat_borders(net)
+    return net
 
 
 def rename(state: dict[str, Tensor], net: ResNet) -> dict[str, Tensor]:

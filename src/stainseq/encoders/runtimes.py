@@ -106,7 +106,11 @@ class SessionBackend:
         self._calls: dict[str, Callable[[Bytes], Floats]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._pool = ThreadPoolExecutor(self._n_threads, thread_name_prefix="stainseq-encoder")
-        self.dim = self._shape("vectors")[0]
+
+    @property
+    def dim(self) -> int:
+        """Numbers a vector."""
+        return self._shape("vectors")[0]
 
     @property
     def token_grid(self) -> tuple[int, int]:
@@ -221,9 +225,10 @@ class TorchBackend:
         modules = {m: Whole(net, mean=spec.mean, std=spec.std, mode=m) for m in MODES}
         self._modules = {m: w.eval().to(device) for m, w in modules.items()}
         self._grid = tuple(int(v) for v in net.token_grid)  # type: ignore[union-attr]
-        blank = np.zeros((1, spec.input_px, spec.input_px, 3), np.uint8)
-        self.dim = int(self.vectors(blank).shape[-1])
-        self._blank, self._token_dim = blank, 0
+        self._blank = np.zeros((1, spec.input_px, spec.input_px, 3), np.uint8)
+        # Networks whose input takes minutes say what they give.
+        known: tuple[int, int] = getattr(net, "output_dims", (0, 0))
+        self.dim, self._token_dim = known[0] or int(self.vectors(self._blank).shape[-1]), known[1]
 
     @property
     def token_grid(self) -> tuple[int, int]:

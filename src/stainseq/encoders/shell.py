@@ -12,6 +12,7 @@ constants of the slide, as dense maps over many windows want (else neighbouring 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,17 +29,18 @@ from .stains import HE_MATRIX
 CHANNELS = (16, 32, 64, 128)
 DOWN_BLOCKS = (1, 2, 2, 4)
 CLASSES = 3
+Border = Literal["zeros", "replicate"]
 LOW, HIGH = 0.01, 0.99
 
 
 class Residual(nn.Module):
     """norm, act, conv, norm, act, conv, plus the input."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, border: Border) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.GroupNorm(8, channels), nn.GroupNorm(8, channels)
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False, padding_mode=border)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False, padding_mode=border)
 
     def forward(self, x: Tensor) -> Tensor:
         """Float [n, c, h, w] -> the same shape."""
@@ -56,26 +58,31 @@ class Shell(nn.Module):
     levels
         [3, 2] low and high of eosin, haematoxylin and mean optical density (base 10); None takes the
         percentiles of each window.
+    border
+        What convolutions see around the window: "zeros", as it was trained, or "replicate" for dense maps.
     """
 
     stains: Tensor
     low: Tensor
     high: Tensor
 
-    def __init__(self, *, input_px: int, levels: Sequence[Sequence[float]] | None = None) -> None:
+    def __init__(self, *, input_px: int, levels: Sequence[Sequence[float]] | None = None,
+                 border: Border = "zeros") -> None:  # fmt: skip
         super().__init__()
         if input_px % 8:
             raise InputError(f"input side {input_px} is not a multiple of 8", where="encoder shell")
-        self.first = nn.Conv2d(3, CHANNELS[0], 3, padding=1, bias=False)
+        self.first = nn.Conv2d(3, CHANNELS[0], 3, padding=1, bias=False, padding_mode=border)
         self.down = nn.ModuleList()
         self.enter = nn.ModuleList()
         for i, (channels, count) in enumerate(zip(CHANNELS, DOWN_BLOCKS, strict=True)):
-            step = nn.Identity() if i == 0 else nn.Conv2d(CHANNELS[i - 1], channels, 3, 2, 1, bias=False)
+            step: nn.Module = nn.Identity()
+            if i:
+                step = nn.Conv2d(CHANNELS[i - 1], channels, 3, 2, 1, bias=False, padding_mode=border)
             self.enter.append(step)
-            self.down.append(nn.Sequential(*[Residual(channels) for _ in range(count)]))
+            self.down.append(nn.Sequential(*[Residual(channels, border) for _ in range(count)]))
         lower = CHANNELS[-2::-1]
         self.narrow = nn.ModuleList([nn.Conv2d(2 * c, c, 1, bias=False) for c in lower])
-        self.up = nn.ModuleList([Residual(c) for c in lower])
+        self.up = nn.ModuleList([Residual(c, border) for c in lower])
         self.last_norm = nn.GroupNorm(8, CHANNELS[0])
         self.last = nn.Conv2d(CHANNELS[0], CLASSES, 1)
         stains = np.stack([HE_MATRIX[1], HE_MATRIX[0], np.full(3, 1 / 3)])
@@ -160,7 +167,8 @@ def levels(images: NDArray[np.uint8]) -> list[list[float]]:
 
 def build(spec: EncoderSpec) -> Shell:
     """Network of an encoder description."""
-    return Shell(input_px=spec.input_px, levels=spec.arch.get("levels"))
+    border: Border = "replicate" if spec.arch.get("edge") else "zeros"
+    return Shell(input_px=spec.input_px, levels=spec.arch.get("levels"), border=border)
 
 
 def rename(state: dict[str, Tensor], net: Shell) -> dict[str, Tensor]:
