@@ -71,6 +71,7 @@ def generate(folder: Path, side: int) -> dict[str, Any]:
     nonzero = {um: m.close() for um, m in matrices.items()}
     for p in places.values():
         p.close()
+    _for_the_reference(folder, side, genes, to_px)
     _picture(folder / "microscope_image" / "he.btf", round(side * 2 / MPP) + 200)
     size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
     return {
@@ -79,6 +80,21 @@ def generate(folder: Path, side: int) -> dict[str, Any]:
         "disk_gb": round(size / 2**30, 2),
         "peak_gb": round(peak_gb(), 2),
     }
+
+
+def _for_the_reference(folder: Path, side: int, genes: tuple[str, ...], to_px: np.ndarray) -> None:
+    """What spatialdata-io wants to see, too: metadata of the feature slices, small pictures."""
+    import cv2
+    from scipy import sparse
+
+    from stainseq.datasets import _tenx
+
+    nothing = sparse.csr_array((side * side, len(genes)), dtype=np.int32)
+    all_of_it = np.ones((side, side), dtype=bool)
+    _tenx.feature_slices(folder / "feature_slice.h5", nothing, (side, side), genes, tissue=all_of_it, to_px=to_px)
+    (folder / "spatial").mkdir(exist_ok=True)
+    for name in ("tissue_hires_image.png", "tissue_lowres_image.png", "cytassist_image.tiff"):
+        cv2.imwrite(str(folder / "spatial" / name), np.full((600, 600, 3), 240, dtype=np.uint8))
 
 
 def _array_to_picture(side: int) -> np.ndarray:
@@ -175,7 +191,7 @@ def reference(folder: Path, out: Path) -> dict[str, Any]:
     import spatialdata_io
 
     start, used = time.perf_counter(), cpu_s()
-    slide = spatialdata_io.visium_hd(folder, dataset_id="")
+    slide = spatialdata_io.visium_hd(folder, dataset_id="", load_segmentations_only=False)
     read = time.perf_counter() - start
     slide.write(out.with_name("reference.zarr"))
     return {

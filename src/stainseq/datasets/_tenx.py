@@ -223,6 +223,7 @@ def feature_slices(
     with h5py.File(path, "w") as h5:
         h5.attrs.update({"filetype": "feature_slice", "version": "0.1.0", "metadata_json": json.dumps(about)})
         features(h5.create_group("features"), genes)
+        h5.create_group("feature_slices")
         by_gene = fine.tocsc()
         for gene in range(len(genes)):
             mine = slice(*by_gene.indptr[gene : gene + 2])

@@ -82,7 +82,8 @@ def _matrix(node: Any, rows: np.ndarray) -> Any:
     if node.attrs["encoding-type"] != "csr_matrix":
         return sparse.csr_matrix(sparse_dataset(node)[rows])
     indptr, shape = np.asarray(node["indptr"]), cast("list[int]", node.attrs["shape"])
-    first, times = indptr[rows], np.diff(indptr)[rows]
+    first = indptr[rows]
+    times = indptr[rows + 1] - first
     pointers = np.concatenate([[0], np.cumsum(times)])
     at = np.repeat(first - pointers[:-1], times) + np.arange(pointers[-1])
     data, indices = (np.asarray(cast("zarr.Array[Any]", node[k]).oindex[at]) for k in ("data", "indices"))
