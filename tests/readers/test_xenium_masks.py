@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import zarr
 
 import stainseq as ss
 from stainseq import regions
+from stainseq.datasets import _xenium_run
 from stainseq.datasets._xenium import VERSIONS
 from stainseq.errors import FormatError, InputError
 from stainseq.readers._masks import cell_ids
@@ -154,6 +156,22 @@ def test_masks_of_another_frame(bundle: Path) -> None:
     matrix[:] = np.diag([1 / 0.3, 1 / 0.3, 1, 1])  # type: ignore[index]
     with pytest.raises(InputError, match=r"of the cells lie on their own label.*masks=false"):
         ss.io.read(bundle)
+
+
+def test_slides_are_drawn_in_strips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few rows of superpixels at a time: what is told, listed and counted is the same slide."""
+    monkeypatch.setattr(_xenium_run, "_STRIP_COUNTS", 9000)
+    ss.datasets.xenium(tmp_path / "b", n_genes=5, he=False)
+    raw = pd.read_parquet(tmp_path / "b" / "transcripts.parquet")
+    told = json.loads((tmp_path / "b" / "experiment.xenium").read_text())
+    assert told["num_transcripts"] == len(raw) == raw["transcript_id"].nunique()
+    assert told["num_transcripts_high_quality"] == (raw["qv"] >= 20).sum()
+    assert np.diff(raw["y_location"] // (8 * 7)).min() >= 0  # seven rows a strip
+    cells = pd.read_parquet(tmp_path / "b" / "cells.parquet").set_index("cell_id")
+    mine = raw[(raw["cell_id"] != "UNASSIGNED") & (raw["qv"] >= 20)]
+    pd.testing.assert_series_equal(
+        mine.groupby("cell_id").size().reindex(cells.index, fill_value=0), cells["total_counts"], check_names=False
+    )
 
 
 def test_ids_as_the_vendor_writes_them() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dask.array as da
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stainseq.core import aggregate, grids
+from stainseq.regions import labels
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 25), st.integers(0, 9))
@@ -145,3 +147,35 @@ def test_counting_transcripts_is_a_matrix_product():
     counter = aggregate.Counter(50, 20)
     counter.add(cells, genes)
     assert (counter.matrix() != (one(cells, 50).T @ one(genes, 20))).nnz == 0
+
+
+@pytest.mark.parametrize("matrix", [np.diag([0.3, 0.2, 1.0]), [[0.3, 0.1, -2], [-0.1, 0.2, 3], [1e-3, 2e-3, 1]]])
+def test_bins_are_the_floor_of_the_projection(matrix):
+    rng = np.random.default_rng(0)
+    xy = rng.uniform(-30, 90, (4000, 2))
+    xy[:3] = [[np.nan, 1], [np.inf, 2], [0, 0]]
+    with np.errstate(invalid="ignore"):
+        place = np.floor(grids.project(np.asarray(matrix), xy))
+        inside = ((place >= 0) & (place < (11, 8))).all(axis=1)
+    want = np.full(len(xy), -1)
+    want[inside] = place[inside, 1] * 11 + place[inside, 0]
+    got = aggregate.bins(xy, np.asarray(matrix), (8, 11))
+    assert got.dtype == np.int64
+    np.testing.assert_array_equal(got, want)
+    assert inside.mean() > 0.05
+
+
+def test_many_points_in_labels_read_block_by_block(monkeypatch):
+    """More points than make a block worth keeping, more blocks than are kept."""
+    monkeypatch.setattr(labels, "_BLOCK_PX", 64)
+    monkeypatch.setattr(labels, "_MANY", 20)
+    rng = np.random.default_rng(0)
+    raster = rng.choice([0, 3, 7, 9], (300, 210)).astype(np.uint32)
+    region = labels.Labels(np.array([7, 3]), da.from_array(raster, chunks=50), np.diag([2.0, 2.0, 1.0]))
+    xy = rng.uniform(-20, 620, (5000, 2))
+    want = []
+    for x, y in np.floor(xy / 2).astype(int).tolist():
+        value = raster[y, x] if 0 <= x < 210 and 0 <= y < 300 else 0
+        want.append({7: 0, 3: 1}.get(int(value), -1))
+    assert region.assign(xy).tolist() == want
+    assert region.block.cache_info().misses > 8  # type: ignore[attr-defined]
