@@ -1,6 +1,6 @@
 """A file in a plug-in folder is a plug-in; listing never imports it.
 
-Folders: ``readers heads domains svg writers`` (one ``NAME.py`` each) and ``encoders/specs`` (one
+Folders: ``readers heads domains svg writers annotators`` (one ``NAME.py`` each) and ``encoders/specs`` (one
 ``NAME.toml`` each). Underscores in file names read as hyphens. Third parties add entry points in the
 groups ``stainseq.readers``, ``stainseq.heads``, ... whose value is a module with the same contract.
 
@@ -21,7 +21,7 @@ from typing import Any
 
 from .errors import MissingError
 
-KINDS = ("encoders", "heads", "readers", "domains", "svg", "writers")
+KINDS = ("encoders", "heads", "readers", "domains", "svg", "writers", "annotators")
 _ROOT = Path(__file__).parent
 
 
@@ -31,7 +31,7 @@ def names(kind: str) -> list[str]:
 
 
 def load(kind: str, name: str) -> ModuleType:
-    """Import one plug-in module (readers, heads, domains, svg, writers).
+    """Import one plug-in module (readers, heads, domains, svg, writers, annotators).
 
     Raises
     ------

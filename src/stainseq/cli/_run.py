@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
+import pkgutil
 import sys
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import _interrupts
@@ -21,32 +24,16 @@ GROUPS = {
     "The main job": ("demo", "convert", "features", "train", "predict", "evaluate", "report", "run"),
     "Slides": ("info", "align", "tissue", "grid", "superpixels", "aggregate", "export"),
     "Genes, domains, figures": ("svg", "domains", "integrate", "markers", "metagene", "plot"),
-    "Nuclei and data sets": ("patches", "maskqc"),
+    "Nuclei and data sets": ("annotate", "patches", "maskqc"),
     "This installation": ("list", "doctor"),
 }
 
 
 def app() -> App:
-    """The application. Modules of commands import nothing heavy, so that --help is instant."""
+    """The application; every module here without an underscore holds commands, and imports nothing heavy."""
     from cyclopts import App, Group, Parameter
 
     from .. import __version__
-    from . import (
-        about,
-        align,
-        analyse,
-        count,
-        data,
-        demo,
-        domains,
-        export,
-        learn,
-        markers,
-        masks,
-        pipeline,
-        prepare,
-        show,
-    )
 
     built = App(
         name="stainseq",
@@ -60,22 +47,11 @@ def app() -> App:
         exit_on_error=False,
         result_action="return_value",
     )
-    modules = (
-        about,
-        align,
-        analyse,
-        count,
-        data,
-        demo,
-        domains,
-        export,
-        learn,
-        markers,
-        masks,
-        pipeline,
-        prepare,
-        show,
-    )
+    modules = [
+        importlib.import_module(f"{__package__}.{m.name}")
+        for m in pkgutil.iter_modules([str(Path(__file__).parent)])
+        if not m.name.startswith("_")
+    ]
     for position, (title, names) in enumerate(GROUPS.items()):
         group = Group(title, sort_key=position)
         for order, name in enumerate(names):

@@ -11,11 +11,11 @@ from ._common import Json, NoSeed, emit, table
 if TYPE_CHECKING:
     from rich.console import Console
 
-Kind = Literal["encoders", "heads", "readers", "domains", "svg", "writers"]
+Kind = Literal["encoders", "heads", "readers", "domains", "svg", "writers", "annotators"]
 
 
 def list_(kind: Annotated[Kind, Parameter(help="What to list.")], /, *, json: Json = None, seed: NoSeed = 0) -> None:
-    """List encoders, heads, readers, domain methods, tests for spatial genes or writers, and what they need."""
+    """List encoders, heads, readers, domain methods, spatial tests, writers or annotators, and what they need."""
     from stainseq import registry
 
     rows = registry.describe(kind)

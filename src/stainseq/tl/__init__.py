@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 # Modules start with an underscore, so that none can stand before the function of the same name.
 _WHERE = {
+    "annotate": "_annotate",
     "domains": "_domains",
     "evaluate": "_evaluate",
     "get_markers": "_markers",
@@ -20,11 +21,13 @@ _WHERE = {
     "train": "_train",
 }
 __all__ = [
+    "annotate",
     "domains",
     "evaluate",
     "get_markers",
     "integrate",
     "markers",
+    "maskqc",
     "metagene",
     "per_cell",
     "predict",
@@ -33,6 +36,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from ._annotate import annotate
     from ._domains import domains
     from ._evaluate import evaluate
     from ._integrate import integrate
