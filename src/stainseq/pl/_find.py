@@ -289,6 +289,17 @@ def column(matrix: Any, at: Any) -> np.ndarray:
     return _dense(matrix[:, [int(at)]])
 
 
+def variances(matrix: Any) -> np.ndarray:
+    """Variance of every column of a matrix, sparse, dense or lazy; in blocks of columns, float64 [g]."""
+    from ..store.matrices import column_blocks
+
+    if hasattr(matrix, "indptr"):
+        mean = np.asarray(matrix.mean(axis=0)).ravel()
+        return np.asarray(matrix.multiply(matrix).mean(axis=0)).ravel() - mean**2
+    parts = [np.asarray(matrix[:, b]).var(axis=0, dtype=np.float64) for b in column_blocks(*matrix.shape)]
+    return np.concatenate(parts)
+
+
 def _dense(column: Any) -> np.ndarray:
     return np.asarray(column.toarray() if hasattr(column, "toarray") else column, dtype=float).ravel()
 

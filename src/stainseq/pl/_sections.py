@@ -451,9 +451,7 @@ def _fact(value: str, label: str) -> dict[str, str]:
 
 
 def _most_varying(table: AnnData, n: int) -> list[str]:
-    values = table.X
-    values = values.toarray() if hasattr(values, "toarray") else np.asarray(values)
-    return [str(table.var_names[i]) for i in np.argsort(-values.std(axis=0), kind="stable")[:n]]
+    return [str(table.var_names[i]) for i in np.argsort(-_find.variances(table.X), kind="stable")[:n]]
 
 
 def _ranking_key(table: AnnData) -> str | None:

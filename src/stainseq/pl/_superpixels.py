@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from scipy import sparse
 
 from .. import keys, quality
 from ..errors import InputError, MissingError
@@ -273,22 +272,11 @@ def _top(tables: _Tables, n: int, by: str, scores: Mapping[str, Any] | None) -> 
         total = np.asarray(tables.counts.X.sum(axis=0)).ravel()
         rank = dict(zip(tables.counts.var_names, total, strict=True))
     elif by == "variance":
-        rank = dict(zip(main.var_names, _variance(main.X), strict=True))
+        rank = dict(zip(main.var_names, _find.variances(main.X), strict=True))
     else:
         raise InputError(f"nothing ranks by {by!r}", fix="one of: counts, variance, score")
     shared = [g for g in rank if g in main.var_names]
     return sorted(shared, key=lambda g: -float(rank[g]))[:n]
-
-
-def _variance(matrix: Any) -> np.ndarray:
-    """Variance of every column, in blocks of columns."""
-    from ..store.matrices import column_blocks
-
-    if sparse.issparse(matrix):
-        mean = np.asarray(matrix.mean(axis=0)).ravel()
-        return np.asarray(matrix.multiply(matrix).mean(axis=0)).ravel() - mean**2
-    parts = [np.asarray(matrix[:, b]).var(axis=0, dtype=np.float64) for b in column_blocks(*matrix.shape)]
-    return np.concatenate(parts)
 
 
 @dataclass
