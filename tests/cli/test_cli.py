@@ -117,17 +117,28 @@ FUNCTIONS = {
     "markers": "tl.markers",
     "metagene": "tl.metagene",
     "report": "pl.report",
+    "annotate": "tl.annotate",
+    "maskqc": "tl.maskqc",
+    "patches": "pp.patches",
+    "superpixels": "pp.superpixels",
 }
-SPELT = {"key": "key_added", "color": "color"}
+ALSO = {"features": "pp.features_from_map", "tissue": "pp.quality"}
+"""A second function behind a command."""
+
+SPELT = {"key": "key_added", "color": "color", "pred": "prediction", "map_file": "file", "map_mpp": "mpp"}
 ONLY_HERE = {"json", "seed", "option", "slide", "slides", "data", "path", "source", "model", "out", "metrics"}
+ONLY_HERE |= {"csv", "plot", "quality"}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_commands_mirror_functions(name):
     import importlib
 
-    module, function = FUNCTIONS[name].rsplit(".", 1)
-    there = inspect.signature(getattr(importlib.import_module(f"stainseq.{module}"), function)).parameters
+    def parameters(function):
+        module, function = function.rsplit(".", 1)
+        return dict(inspect.signature(getattr(importlib.import_module(f"stainseq.{module}"), function)).parameters)
+
+    there = (parameters(ALSO[name]) if name in ALSO else {}) | parameters(FUNCTIONS[name])
     for parameter, value in inspect.signature(_command(name)).parameters.items():
         if parameter in ONLY_HERE:
             continue

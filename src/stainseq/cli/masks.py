@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from ..errors import FormatError
-from ._common import Json, Key, NoSeed, Slide, emit, number, open_to_change, table
+from ._common import Json, NoSeed, Slide, emit, number, open_to_change, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,7 +34,7 @@ def patches(
     region: str | None = None,
     min_cells: int = 0,
     max_upsampling: float = 1.5,
-    key: Key = None,
+    key_added: Annotated[str, Parameter(name=("--key", "--key-added"), help="Name of the shapes.")] = "patches",
     json: Json = None,
     seed: NoSeed = 0,
 ) -> None:
@@ -65,7 +65,6 @@ def patches(
     from stainseq import store
 
     sdata = open_to_change(slide)
-    name = key or "patches"
     ss.pp.patches(
         sdata,
         size_px=size_px,
@@ -77,11 +76,11 @@ def patches(
         region=region,
         min_cells=min_cells,
         max_upsampling=max_upsampling,
-        key_added=name,
+        key_added=key_added,
     )
-    made, frame = store.stamp_of(sdata, name) or {}, sdata.shapes[name]
+    made, frame = store.stamp_of(sdata, key_added) or {}, sdata.shapes[key_added]
     result = {
-        "element": name,
+        "element": key_added,
         "patches": len(frame),
         "left_out": made["left_out"],
         "size_px": size_px,
