@@ -383,6 +383,15 @@ def test_what_lies_elsewhere(broken: Path, tmp_path: Path) -> None:
         ss.io.read(broken, bins_um=[8])
 
 
+@pytest.mark.parametrize("wide", [50, 20_000])
+def test_what_occurs_twice(wide: int) -> None:
+    rng = np.random.default_rng(1)
+    at = rng.choice(wide * wide, 300, replace=False)
+    rows, cols = np.divmod(np.append(at, wide * wide - 1), wide)
+    assert _hd_matrix.twice(rows[:300], cols[:300]) is None
+    assert _hd_matrix.twice(np.append(rows, rows[7]), np.append(cols, cols[7])) == (rows[7], cols[7])
+
+
 def test_barcodes_tell_their_place() -> None:
     rng = np.random.default_rng(0)
     rows, cols = rng.integers(0, 100_000, (2, 50))

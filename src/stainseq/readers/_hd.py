@@ -160,6 +160,8 @@ def read_grid(bins: Bins) -> Grid:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from ._hd_matrix import twice
+
     path = bins.positions
     columns = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
     try:
@@ -173,13 +175,15 @@ def read_grid(bins: Bins) -> Grid:
     xy = np.column_stack([table.column(c).to_numpy() for c in columns[:3:-1]])
     if not np.isfinite(xy).all():
         raise InputError(f"{int((~np.isfinite(xy)).any(axis=1).sum())} bins without a place", where=path)
+    if not len(rows) or min(rows.min(), cols.min()) < 0:
+        raise FormatError("no bins, or rows below 0", where=path, fix="download it again")
     shape = (int(rows.max()) + 1, int(cols.max()) + 1)
-    key = rows.astype(np.int64) * shape[1] + cols
-    if len(np.unique(key)) < len(key):
-        values, times = np.unique(key, return_counts=True)
-        row, column = divmod(int(values[times > 1][0]), shape[1])
+    double = twice(rows, cols)
+    if double is not None:
         raise InputError(
-            f"bins that occur twice (row {row}, column {column})", where=path, fix="give the positions of one slide"
+            "bins that occur twice (row {}, column {})".format(*double),
+            where=path,
+            fix="give the positions of one slide",
         )
     step = max(1, len(rows) // _FIT_ROWS)
     centres = np.column_stack([cols, rows]).astype(np.float64) + 0.5

@@ -20,6 +20,8 @@ LAZY_NONZEROS = 20_000_000
 """Larger matrices are read piece by piece when they are written: as much as 240 MB in memory."""
 
 _BLOCK_NONZEROS = 8_000_000
+_FEW = 1 << 26
+"""Bins that are counted in a table: a few times those of the largest array, 11 mm of 2 um."""
 _VERSION = re.compile(r"spaceranger-(\d+)[.\d]*")
 KNOWN = (3, 4)
 """Versions of Space Ranger whose Visium HD outputs are known; earlier ones made none."""
@@ -70,10 +72,11 @@ def open_matrix(path: Path, *, version: int | None = None) -> Matrix:
         found = Matrix(counts, pa.array(counts.ids, type=pa.string()), left)
     else:
         found = _open_h5(path, version)
-    if len(found.ids.unique()) < len(found.ids):
-        twice = [v["values"] for v in found.ids.value_counts().to_pylist() if v["counts"] > 1]
+    told = places(found.ids)
+    if twice(*told[1:]) is not None if told is not None else len(found.ids.unique()) < len(found.ids):
+        double = [v["values"] for v in found.ids.value_counts().to_pylist() if v["counts"] > 1]
         raise InputError(
-            f"barcodes that occur twice in the matrix ({', '.join(twice[:3])})", where=path, fix="download it again"
+            f"barcodes that occur twice in the matrix ({', '.join(double[:3])})", where=path, fix="download it again"
         )
     return found
 
@@ -181,6 +184,19 @@ def _block(path: Path, indptr: np.ndarray, columns: np.ndarray) -> Any:
         place, whole = place[kept], whole[kept]
     shape = (len(indptr) - 1, int(columns.max()) + 1)
     return sparse.csr_matrix((whole, place, pointers.astype(np.int32)), shape=shape)
+
+
+def twice(rows: np.ndarray, cols: np.ndarray) -> tuple[int, int] | None:
+    """A row and column that occur more than once, or None; int [n], 0 and above."""
+    wide = int(cols.max()) + 1
+    key = rows.astype(np.int64) * wide + cols
+    if (int(rows.max()) + 1) * wide <= _FEW:
+        times = np.bincount(key)
+        found = int(times.argmax())
+        return divmod(found, wide) if times[found] > 1 else None
+    values, times = np.unique(key, return_counts=True)
+    found = int(times.argmax())
+    return divmod(int(values[found]), wide) if times[found] > 1 else None
 
 
 def blocks(X: Any) -> Any:
