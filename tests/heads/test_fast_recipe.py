@@ -69,6 +69,27 @@ def test_half_precision_and_memory_maps_give_the_same_model(tmp_path: Path) -> N
         np.testing.assert_array_equal(_fit(mapped, None)[0][name], value)
 
 
+def test_features_are_read_in_batches(tmp_path: Path) -> None:
+    """A memory map is never there whole, in its own type or a wider one (numpy's memory is traced)."""
+    import tracemalloc
+
+    n, d = 60_000, 200
+    X = np.lib.format.open_memmap(tmp_path / "x.npy", mode="w+", dtype=np.float16, shape=(n, d))
+    X[:] = np.random.default_rng(0).integers(-9, 9, (n, d), dtype=np.int8)
+    counts = sparse.random_array((n, 2), density=0.2, rng=np.random.default_rng(1), format="csr")
+    counts.data[:] = 1
+    places = np.column_stack([np.arange(n) % 300, np.arange(n) // 300]) * 8.0
+    target = np.log1p(counts.toarray()).astype(np.float32)
+    tracemalloc.start()
+    try:
+        pixel2gene.fit_parts(X, target, None, counts=counts, library=np.ones(n), coordinates=places,
+                             **{**QUICK, "epochs": 1, "width": 4, "batch": 4096})  # fmt: skip
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 0.8 * n * d * 4
+
+
 def test_losses_are_likelihoods() -> None:
     import torch
 

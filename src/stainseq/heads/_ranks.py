@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,4 +82,5 @@ def join(device: str) -> tuple[Ranks, str]:
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     if not dist.is_initialized():
         dist.init_process_group("nccl" if cuda else "gloo")
+        atexit.register(dist.destroy_process_group)
     return Ranks(dist.get_rank(), dist.get_world_size()), device

@@ -62,7 +62,8 @@ def train(
     encoder, weights
         Encoder and its local weights; default the documented default.
     head
-        Name of a head (`stainseq list heads`); default ridge.
+        Name of a head (`stainseq list heads`); default ridge, the fastest. For superpixels, bins and cells take
+        pixel2gene; started by torchrun, all processes train it together.
     split
         What is held out together. Default: patients where there are two or more, else slides, else spatial blocks.
     n_folds
@@ -86,7 +87,7 @@ def train(
     overwrite
         Replace a model that is there already.
     device
-        For encoding.
+        For encoding. Networks are trained where ``settings.device`` or their own option ``device`` says.
 
     Returns
     -------
