@@ -194,3 +194,22 @@ def test_bad_maps_are_told(slide: Any, tmp_path: Path) -> None:
         with pytest.raises(error):
             ss.pp.features_from_map(slide, file, **options)
     assert "bad" not in slide.tables
+
+
+def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from stainseq.cli._run import run
+
+    made = make()
+    path = tmp_path / "s.zarr"
+    store.create(path, made, step="convert", parameters={})
+    assert run(["features", str(path), "--region", "superpixels", "--encoder", "colour", "--scales-um", "8", "24"]) == 0
+    assert "dense at 8, 24 um" in capsys.readouterr().out
+    file = write_map(tmp_path / "map.npy", np.zeros((38, 50, 3), np.float32))
+    common = ["features", str(path), "--region", "superpixels", "--map", str(file), "--map-mpp", "4"]
+    assert run([*common, "--key", "mine"]) == 0
+    assert "475 regions x 3 dimensions" in capsys.readouterr().out
+    assert run(common) == 1
+    assert "--key NAME" in capsys.readouterr().err
+    opened = store.open(path)
+    assert opened.tables["features_colour_superpixels"].shape == (475, 2 * OWN)
+    assert opened.tables["features_colour_superpixels"].X.dtype == np.float16
