@@ -15,7 +15,7 @@ from stainseq import store
 from stainseq.cli import run
 from stainseq.datasets._xenium import VERSIONS
 from stainseq.errors import FormatError, InputError, MissingError, StoreError
-from stainseq.readers import xenium
+from stainseq.readers import _transcripts, xenium
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +195,21 @@ def test_csv_alone(tmp_path: Path) -> None:
     (folder / "transcripts.csv.gz").write_bytes(gzip.compress(text)[:-2000])
     with pytest.raises(FormatError, match="transcripts cannot be read"):
         ss.io.read(folder)
+
+
+def test_one_row_group_of_all_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the oldest runs have it: read in pieces, in order and out of it, from several threads."""
+    folder = bundle(tmp_path, he=False)
+    whole = ss.io.read(folder)["transcripts"].compute().reset_index(drop=True)
+    pd.read_parquet(folder / "transcripts.parquet").to_parquet(folder / "transcripts.parquet", row_group_size=10**9)
+    monkeypatch.setattr(_transcripts, "_BLOCK", 5000)
+    points = ss.io.read(folder)["transcripts"]
+    assert points.npartitions > 8
+    for scheduler in ("sync", "threads"):
+        pd.testing.assert_frame_equal(points.compute(scheduler=scheduler).reset_index(drop=True), whole)
+    sixth = points.get_partition(6).compute()
+    assert points.get_partition(2).compute()["x"].iloc[0] != sixth["x"].iloc[0]
+    pd.testing.assert_frame_equal(points.get_partition(6).compute(), sixth)
 
 
 def test_the_generator_refuses() -> None:

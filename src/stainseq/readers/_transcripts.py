@@ -95,7 +95,7 @@ def open_transcripts(
                 _check_columns(schema.names, path)
                 survey = _survey(_columns_of(file, wanted), wanted)
                 _check_place(_sample(file), extent, path)
-                parts: list[Any] = list(range(file.metadata.num_row_groups)) or [None]
+                parts = _parts(file.metadata)
             source: Any = path
         else:
             with pc.open_csv(path) as reader:
@@ -164,8 +164,10 @@ def _check_place(tables: Iterable[Any], extent: tuple[str, np.ndarray] | None, p
 def _columns_of(file: Any, wanted: Wanted) -> Iterator[Any]:
     columns = ["qv", "feature_name"]
     columns += ["is_gene"] if not wanted.controls and "is_gene" in file.schema_arrow.names else []
-    for i in range(file.metadata.num_row_groups):
-        yield file.read_row_group(i, columns=columns)
+    import pyarrow as pa
+
+    for batch in file.iter_batches(batch_size=_BLOCK, columns=columns):
+        yield pa.Table.from_batches([batch])
 
 
 def _survey(tables: Iterable[Any], wanted: Wanted) -> Survey:
@@ -192,8 +194,43 @@ def _filtered(reader: Any, wanted: Wanted) -> tuple[Any, int]:
     return (pa.concat_tables(kept) if kept else reader.schema.empty_table()), total
 
 
+def _parts(metadata: Any) -> list[Any]:
+    """Row groups as (number, None), large ones (the oldest runs have one of all rows) in pieces as (number, first)."""
+    found: list[Any] = []
+    for i in range(metadata.num_row_groups):
+        rows = metadata.row_group(i).num_rows
+        found += [(i, None)] if rows <= 2 * _BLOCK else [(i, first) for first in range(0, rows, _BLOCK)]
+    return found or [None]
+
+
+_open_groups: dict[tuple[Path, int, int], Iterator[Any]] = {}
+"""Readers of large row groups by file, number and the row they stand at: whoever asks for that row goes on with it."""
+
+
+def _piece(path: Path, group: int, first: int) -> Any:
+    """Rows of a large row group, which can only be read from its start on."""
+    import pyarrow as pa
+
+    batches = _open_groups.pop((path, group, first), None)
+    if batches is None:
+        _open_groups.clear()
+        batches = _batches(path, group)
+        for _ in range(first // _BLOCK):
+            next(batches)
+    table = pa.Table.from_batches([next(batches)])
+    _open_groups[path, group, first + _BLOCK] = batches
+    return table
+
+
+def _batches(path: Path, group: int) -> Iterator[Any]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        yield from file.iter_batches(batch_size=_BLOCK, row_groups=[group])
+
+
 def _part(part: Any, source: Any, wanted: Wanted, names: tuple[str, ...]) -> Any:
-    """One row group, or rows of a table that is in memory, as pandas."""
+    """A row group or piece of one, or rows of a table that is in memory, as pandas."""
     import pyarrow.parquet as pq
 
     if not isinstance(source, Path):
@@ -201,8 +238,12 @@ def _part(part: Any, source: Any, wanted: Wanted, names: tuple[str, ...]) -> Any
     elif part is None:
         table = pq.read_schema(source).empty_table()
     else:
-        with _as_format_errors(source), pq.ParquetFile(source) as file:
-            table = file.read_row_group(part)
+        with _as_format_errors(source):
+            if part[1] is not None:
+                table = _piece(source, *part)
+            else:
+                with pq.ParquetFile(source) as file:
+                    table = file.read_row_group(part[0])
     return _as_pandas(_select(table, wanted), names)
 
 

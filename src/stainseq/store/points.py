@@ -25,6 +25,7 @@ _GROUPS_PER_FILE = 64
 _IN_MEMORY_ROWS = 4_000_000
 _BUCKET_SHIFT = 10  # 2**10 cells: square buckets of 1,024 um
 _MOST_BUCKETS = 2_048
+_FINER = 4  # a square that is too full is parted into 16
 
 
 def data_files(folder: Path) -> list[Path]:
@@ -227,10 +228,11 @@ def _sort(table: Any, cell: float) -> Any:
 
 
 class _Buckets:
-    """Temporary files, one or more per square, in order of arrival."""
+    """Temporary files, one or more per square, in order of arrival; squares that are too full are parted again."""
 
-    def __init__(self, scratch: Path, cell: float) -> None:
-        self._scratch, self._cell, self._shift = scratch, cell, _BUCKET_SHIFT
+    def __init__(self, scratch: Path, cell: float, shift: int | None = None) -> None:
+        self._scratch, self._cell = scratch, cell
+        self._shift, self._whole = _BUCKET_SHIFT if shift is None else shift, shift is None
         self._files: dict[int, list[Path]] = {}
         self._count = 0
         scratch.mkdir(parents=True, exist_ok=True)
@@ -245,7 +247,7 @@ class _Buckets:
         starts = np.flatnonzero(np.r_[True, codes[1:] != codes[:-1]])
         for start, stop in zip(starts, np.r_[starts[1:], len(codes)], strict=True):
             self._append(int(codes[start]), table.slice(start, stop - start))
-        while len(self._files) > _MOST_BUCKETS:
+        while self._whole and len(self._files) > _MOST_BUCKETS:  # the parts of one square are few
             self._coarsen()
 
     def _append(self, bucket: int, table: Any) -> None:
@@ -267,15 +269,34 @@ class _Buckets:
         self._files = {b: sorted(f, key=lambda p: int(p.stem)) for b, f in merged.items()}
 
     def tables(self) -> Iterator[Any]:
-        import pyarrow as pa
-
+        """Rows of each square, in the order of squares."""
         for bucket in sorted(self._files):
-            parts = []
-            for file in self._files[bucket]:
-                with pa.OSFile(str(file)) as source:
-                    parts.append(pa.ipc.open_file(source).read_all())
-                file.unlink()
-            yield _concat(parts)
+            files = self._files[bucket]
+            if self._shift and sum(_rows(file) for file in files) > _IN_MEMORY_ROWS:
+                finer = _Buckets(self._scratch / str(bucket), self._cell, max(0, self._shift - _FINER))
+                for file in files:
+                    finer.add(_taken(file))
+                yield from finer.tables()
+            else:
+                yield _concat([_taken(file) for file in files])
+
+
+def _rows(file: Path) -> int:
+    import pyarrow as pa
+
+    with pa.memory_map(str(file)) as source:
+        reader = pa.ipc.open_file(source)
+        return sum(reader.get_batch(i).num_rows for i in range(reader.num_record_batches))
+
+
+def _taken(file: Path) -> Any:
+    """The rows of a temporary file, which is removed."""
+    import pyarrow as pa
+
+    with pa.OSFile(str(file)) as source:
+        table = pa.ipc.open_file(source).read_all()
+    file.unlink()
+    return table
 
 
 def _in_groups(tables: Iterable[Any], rows: int) -> Iterator[Any]:
