@@ -227,7 +227,7 @@ def enhance(number: int, size: str, *, encoder: str, work: Path, seed: int) -> d
                 each["smoothed"], each["best bandwidth"] = each[best], float(best.split()[1])
                 for k in widths:
                     del each[k]
-            weight = slide_["out"].layers["weight"]
+            weight = np.asarray(slide_["out"].layers["weight"])
             out[f"keep {keep:.0%}"] = {
                 **errors,
                 "mean weight": float(weight.mean()),
@@ -248,9 +248,9 @@ def _maps(table: Any, measured: np.ndarray, keep: float, where: Any) -> dict[str
     canvas[row, column], there = measured, np.zeros(canvas.shape[:2])
     there[row, column] = 1
     maps = {
-        "enhanced": np.expm1(table.X) / keep,
+        "enhanced": np.expm1(np.asarray(table.X)) / keep,
         "measured": measured,
-        "predicted": np.expm1(table.layers["predicted"]) / keep,
+        "predicted": np.expm1(np.asarray(table.layers["predicted"])) / keep,
     }
     for sigma in (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0):
         size = (2 * int(np.ceil(3 * sigma)) + 1,) * 2

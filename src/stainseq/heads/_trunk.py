@@ -255,6 +255,8 @@ class Trainer:
             total += np.where(held[:, rows], each, 0).sum(axis=1, dtype=np.float64)
         n = held.sum(axis=1)
         found = np.divide(total, n, out=np.full(len(n), np.nan), where=n > 0)
+        if self.ranks.world == 1:
+            return found
         return np.asarray(self.ranks.first(torch.from_numpy(found).to(self.networks.device)).cpu().numpy())
 
 
