@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 
 
 def export(
-    *paths: Annotated[
-        Path, Parameter(help="Slide stores (or h5ad files), then the file or folder to make.")
-    ],
+    *paths: Annotated[Path, Parameter(help="Slide stores (or h5ad files), then the file or folder to make.")],
     to: Annotated[str, Parameter(help="Format (stainseq list writers).")],
     region: str | None = None,
     table: Annotated[list[str] | None, Parameter(name=("--table", "--table-key"))] = None,
