@@ -245,7 +245,8 @@ def fit_parts(
     if loss != "mse" and (counts is None or library is None):
         loss = "mse"
     raw, sizes = check_counts(counts, library, rows.Y.shape, where="pixel2gene") if loss != "mse" else (None, None)
-    key = row_hash(rows.X)
+    # In pieces: hashing makes float64 of what it is given.
+    key = np.concatenate([row_hash(rows.X[b]) for b in blocks(n, 2048)])
     # Not by targets: those of other parts' rows must not decide who shares a batch.
     tie = row_hash(rows.Y) if coordinates is None else row_hash(np.asarray(coordinates))
     order = np.lexsort((tie, key))
