@@ -22,7 +22,7 @@ def read(sdata: Any, name: str, frame: GeoDataFrame, table: str) -> AnnData:
     stored = None if sdata.path is None else Path(sdata.path) / "tables" / table
     if table in sdata.tables:
         found: Any = sdata.tables[table]
-        rows = _rows(frame, lambda column: found.obs[column].to_numpy() if column in found.obs else None)
+        rows, _ = _rows(frame, lambda column: found.obs[column].to_numpy() if column in found.obs else None)
         part = found[rows].copy()
     elif stored is not None and stored.is_dir():
         part = _stored(stored, frame)
@@ -45,9 +45,12 @@ def _stored(folder: Path, frame: GeoDataFrame) -> AnnData:
 
     group = zarr.open_group(folder, mode="r", use_consolidated=False)
     obs: Any = group["obs"]
-    rows = _rows(frame, lambda column: np.asarray(read_elem(obs[column])) if column in obs else None)
-    index = pd.Index(_part(obs[obs.attrs["_index"]], rows), dtype=object)
-    columns = {c: _part(obs[c], rows) for c in obs.attrs["column-order"]}
+    rows, ids = _rows(frame, lambda column: _column(obs, column))
+    # Names and links of bins are their ids, which the window has told: a chunk of text is slow to decode.
+    known = {} if ids is None else {obs.attrs["_index"]: ids, keys.INSTANCE_KEY: ids}
+    columns = {c: known[c] if c in known else _part(obs[c], rows) for c in obs.attrs["column-order"]}
+    named = obs.attrs["_index"]
+    index = pd.Index(known[named] if named in known else _part(obs[named], rows), dtype=object)
     part = AnnData(_matrix(group["X"], rows), obs=pd.DataFrame(columns, index=index), var=read_elem(group["var"]))
     centres: Any = group.get(f"obsm/{keys.SPATIAL}")
     if centres is not None:
@@ -81,17 +84,19 @@ def _matrix(node: Any, rows: np.ndarray) -> Any:
         return np.asarray(node.oindex[rows])
     if node.attrs["encoding-type"] != "csr_matrix":
         return sparse.csr_matrix(sparse_dataset(node)[rows])
-    indptr, shape = np.asarray(node["indptr"]), cast("list[int]", node.attrs["shape"])
-    first = indptr[rows]
-    times = indptr[rows + 1] - first
+    shape = cast("list[int]", node.attrs["shape"])
+    low = int(rows.min(initial=shape[0]))
+    indptr = np.asarray(cast("zarr.Array[Any]", node["indptr"])[low : int(rows.max(initial=-1)) + 2])
+    first = indptr[rows - low]
+    times = indptr[rows - low + 1] - first
     pointers = np.concatenate([[0], np.cumsum(times)])
     at = np.repeat(first - pointers[:-1], times) + np.arange(pointers[-1])
     data, indices = (np.asarray(cast("zarr.Array[Any]", node[k]).oindex[at]) for k in ("data", "indices"))
     return sparse.csr_matrix((data, indices, pointers), shape=(len(rows), int(shape[1])))
 
 
-def _rows(frame: GeoDataFrame, column: Any) -> np.ndarray:
-    """Rows of a table that are the window's regions, in the order of the table."""
+def _rows(frame: GeoDataFrame, column: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    """Rows of a table that are the window's regions, in the order of the table, and their ids where they are bins."""
     import pandas as pd
 
     wanted = frame["label"].to_numpy() if "label" in frame else np.asarray(frame.index)
@@ -100,12 +105,30 @@ def _rows(frame: GeoDataFrame, column: Any) -> np.ndarray:
         ids = column(keys.INSTANCE_KEY)
         if ids is None:
             raise InputError("a table that names no regions", fix=f"give one with a column {keys.INSTANCE_KEY!r}")
-        return np.flatnonzero(pd.Index(wanted).get_indexer(ids) >= 0)
-    # Bins tell their row and column, which is found without reading millions of ids.
+        return np.flatnonzero(pd.Index(wanted).get_indexer(np.asarray(ids[:])) >= 0), None
+    # Bins tell their row and column, which is found without reading millions of ids. Tables are nearly always in the
+    # order of rows, so that few columns need to be read.
     if not len(frame):
-        return np.zeros(0, dtype=np.int64)
+        return np.zeros(0, dtype=np.int64), None
     (r0, r1), (c0, c1) = ((int(frame[c].min()), int(frame[c].max())) for c in ("row", "col"))
-    near = np.flatnonzero((row >= r0) & (row <= r1) & (col >= c0) & (col <= c1))
-    mask = np.zeros((r1 - r0 + 1, c1 - c0 + 1), dtype=bool)
-    mask[frame["row"] - r0, frame["col"] - c0] = True
-    return near[mask[row[near] - r0, col[near] - c0]]
+    row = np.asarray(row[:])
+    near = np.flatnonzero((row >= r0) & (row <= r1))
+    if not len(near):
+        return near, None
+    col = np.asarray(col[int(near[0]) : int(near[-1]) + 1])[near - near[0]]
+    inside = (col >= c0) & (col <= c1)
+    near, col = near[inside], col[inside]
+    which = np.full((r1 - r0 + 1, c1 - c0 + 1), -1)
+    which[frame["row"] - r0, frame["col"] - c0] = np.arange(len(frame))
+    found = which[row[near] - r0, col - c0]
+    return near[found >= 0], wanted[found[found >= 0]]
+
+
+def _column(obs: Any, name: str) -> Any:
+    """A stored column to be sliced, or None."""
+    import zarr
+    from anndata.io import read_elem
+
+    if name not in obs:
+        return None
+    return np.asarray(read_elem(obs[name])) if isinstance(obs[name], zarr.Group) else obs[name]
