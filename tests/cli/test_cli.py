@@ -143,6 +143,9 @@ def test_commands_mirror_functions(name):
         if parameter in ONLY_HERE:
             continue
         spelt = parameter if parameter in there else SPELT.get(parameter)
+        passed_on = any(p.kind is p.VAR_KEYWORD for p in there.values()) and value.default is None
+        if spelt not in there and passed_on:  # an option of some reader or method
+            continue
         assert spelt in there, parameter
         if there[spelt].default is not inspect.Parameter.empty:
             assert value.default == there[spelt].default, parameter

@@ -23,6 +23,16 @@ def convert(
     slide: str | None = None,
     patient: str | None = None,
     tissue: str | None = None,
+    image: Path | None = None,
+    counts: Path | None = None,
+    positions: Path | None = None,
+    obs: Path | None = None,
+    min_qv: float | None = None,
+    controls: Annotated[bool | None, Parameter(negative="--no-controls")] = None,
+    he: Path | None = None,
+    he_alignment: str | None = None,
+    bins_um: list[int] | None = None,
+    radius_unit: str | None = None,
     overwrite: bool = False,
     option: Options = None,
     json: Json = None,
@@ -48,6 +58,27 @@ def convert(
         Name of the patient.
     tissue
         Tissue, such as breast.
+    image
+        st, stimage, visium, visium-hd: the picture, where it does not lie with the rest.
+    counts
+        st: the counts, where the folder does not tell.
+    positions
+        st: the positions.
+    obs
+        st, stimage, visium: CSV of id and further columns, such as labels.
+    min_qv
+        xenium: least quality of a transcript; 20 when left out.
+    controls
+        xenium: keep control probes and codewords; genes only when left out.
+    he
+        xenium: the H&E, where it does not lie with the rest.
+    he_alignment
+        xenium: its alignment CSV; "none" keeps it apart for stainseq align.
+    bins_um
+        visium-hd: sizes of bins to take, such as 8; may be repeated; all when left out.
+    radius_unit
+        superpixel: what radius-raw.txt holds: diameter_um (its page) or radius_px (its code); diameter_um when left
+        out.
     overwrite
         Replace a store that is there.
     """
@@ -56,6 +87,9 @@ def convert(
     from ..io._cohort import is_cohort
 
     given: dict[str, Any] = {"platform": platform, "mpp": mpp, "slide": slide, "patient": patient, "tissue": tissue}
+    given |= {"image": image, "counts": counts, "positions": positions, "obs": obs, "min_qv": min_qv}
+    given |= {"controls": controls, "he": he, "he_alignment": he_alignment, "bins_um": bins_um}
+    given |= {"radius_unit": radius_unit}
     given = {**{k: v for k, v in given.items() if v is not None}, **options(option)}
     if platform is None and is_cohort(source):
         _convert_cohort(source, out, overwrite=overwrite, json=json, given=given)

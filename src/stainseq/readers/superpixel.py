@@ -384,7 +384,7 @@ def _size(files: _Files, pixel: float, unit: str, notes: Notes) -> float | None:
         return None
     size = value if unit == "diameter_um" else 2 * value * pixel
     words = "the diameter in um" if unit == "diameter_um" else "the radius in px"
-    notes(f"{files.radius.name} = {value:g} was taken for {words}: {size:.4g} um across (--option radius_unit=...)")
+    notes(f"{files.radius.name} = {value:g} was taken for {words}: {size:.4g} um across (--radius-unit)")
     return size
 
 
