@@ -66,7 +66,7 @@ def registered(
         raise MissingError(
             "an H&E image without its alignment",
             where=path,
-            fix="give it by --option he_alignment=FILE.csv; or --option he_alignment=none, then `stainseq align`",
+            fix="give it by --he-alignment FILE.csv; or --he-alignment none, then `stainseq align`",
         )
     else:
         matrix = read_alignment(alignment)

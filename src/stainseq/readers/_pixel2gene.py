@@ -288,7 +288,7 @@ def _check_stage(path: Path) -> None:
             f"the well's origin ({shift[0]:g}, {shift[1]:g} px) was added to the transcripts on their way to the H&E, "
             "though Xenium's microns begin at the corner of the morphology image: all of them lie off by that much",
             where=stage,
-            fix="convert the Xenium run itself, with --option he_alignment=extras/morphology_to_he.txt "
+            fix="convert the Xenium run itself, with --he-alignment extras/morphology_to_he.txt "
             "--option he_direction=morphology_to_he",
         )
 

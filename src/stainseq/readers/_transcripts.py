@@ -109,7 +109,7 @@ def open_transcripts(
         raise InputError(
             f"none of {survey.total} transcripts is wanted (quality {wanted.min_qv:g} or more)",
             where=path,
-            fix="lower it by --option min_qv=0, or leave transcripts out by --option transcripts=false",
+            fix="lower it by --min-qv 0, or leave transcripts out by --option transcripts=false",
         )
     survey = replace(survey, tells_genes="is_gene" in schema.names)
     options = {"source": source, "wanted": wanted, "names": survey.names}
