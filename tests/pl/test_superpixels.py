@@ -179,3 +179,15 @@ def test_command_draws_and_refuses(slide: Any, tmp_path: Path, capsys: Any) -> N
         ss.pl.superpixel_quality(slide)
     with pytest.raises(InputError, match="cannot be shown"):
         ss.pl.superpixels(slide, show=["guessed"])
+
+
+def test_measured_beside_predicted_is_in_the_unit_of_the_prediction(slide: Any) -> None:
+    from stainseq.pl import _compare
+
+    counts, predicted = slide["counts_superpixels"], slide["pred_ridge_superpixels"]
+    shown = _compare._in_unit_of(predicted, counts, "VIM")
+    np.testing.assert_allclose(shown.numbers, np.log1p(counts.X[:, [3]].toarray().ravel()))
+    assert shown.unit == "log(1 + counts)"
+    other = predicted.copy()
+    other.uns["stainseq"]["units"] = "log1p(counts per 1e4)"
+    assert _compare._in_unit_of(other, counts, "VIM").unit == "log(1 + counts per 10,000)"

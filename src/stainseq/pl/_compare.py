@@ -12,6 +12,7 @@ from ..errors import MissingError
 from . import _draw, _find, _spatial, _style
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from matplotlib.figure import Figure
     from spatialdata import SpatialData
 
@@ -93,7 +94,7 @@ def measured_predicted(
         axes = figure.subplots(len(genes), 2, squeeze=False)
         rgb = None if image is None else _find.read(image, box, int(panel_inches * 250))
         for row, gene in zip(axes, genes, strict=True):
-            values = [_find.values(t, gene) for t in (measured, predicted)]
+            values = [_in_unit_of(predicted, measured, gene), _find.values(predicted, gene)]
             numbers = [np.asarray(v.numbers)[i] for v, i in zip(values, inside, strict=True)]
             low, high, extend = _draw.limits(numbers, quantiles)
             for ax, marks, shown in zip(row, near, numbers, strict=True):
@@ -104,6 +105,17 @@ def measured_predicted(
         if scale_bar:
             _draw.scale_bar(axes[-1][0], box)
     return figure
+
+
+def _in_unit_of(predicted: AnnData, measured: AnnData, gene: str) -> _find.Values:
+    """A measured gene in the unit of its prediction: depth is divided out where the model learned it so."""
+    from ..core.normalize import UNITS
+
+    raw = predicted.uns.get(keys.STAMP, {}).get("units") == UNITS["raw"]
+    if not raw or "units" in measured.uns.get(keys.STAMP, {}) or gene not in measured.var_names:
+        return _find.values(measured, gene)
+    counts = _find.column(measured.X, measured.var_names.get_loc(gene))
+    return _find.Values(gene, numbers=np.log1p(counts), unit="log(1 + counts)")
 
 
 def _titles(row: np.ndarray, gene: str, note: str) -> None:
