@@ -204,4 +204,4 @@ def has_tokens(encoder: Any) -> bool:
     if isinstance(encoder, CompositeEncoder):
         return all(has_tokens(m) for m in encoder.members)
     spec = getattr(encoder, "spec", None)
-    return spec is None or spec.loader not in ("transformers", "open_clip", "package")
+    return spec is None or spec.loader not in ("timm", "transformers", "open_clip", "package", "elsewhere")
