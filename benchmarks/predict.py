@@ -96,7 +96,7 @@ def train(store: str, out: str, head: str, genes: int) -> None:
     """A model of superpixels, by blocks of its slide."""
     import stainseq as ss
 
-    options = {"epochs": 5} if head == "mlp" else {}
+    options = {"max_epochs": 3} if head == "mlp" else {}
     ss.tl.train(
         store, out=out, region="superpixels", encoder=ENCODER, head=head, normalize="raw", n_genes=genes, n_folds=2,
         split="block", block_um=200.0, options=options,
