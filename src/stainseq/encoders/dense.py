@@ -84,7 +84,7 @@ class Part:
     @property
     def batch(self) -> int:
         """Windows at a time, for what their tokens take in memory."""
-        return int(np.clip(BATCH_BYTES // (4 * self.dim * self.tokens**2), 1, 16))
+        return int(np.clip(BATCH_BYTES // (4 * self.dim * self.tokens**2), 1, 8))
 
     def fingerprint(self) -> str:
         """Names all that decides the numbers."""
