@@ -13,6 +13,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -22,6 +23,15 @@ from typing import Any
 from .errors import MissingError
 
 KINDS = ("encoders", "heads", "readers", "domains", "svg", "writers", "annotators")
+_SPELT = {
+    "encoders": "encoder",
+    "heads": "head",
+    "readers": "reader",
+    "domains": "domain method",
+    "svg": "test for spatial genes",
+    "writers": "writer",
+    "annotators": "annotator",
+}
 _ROOT = Path(__file__).parent
 
 
@@ -40,7 +50,10 @@ def load(kind: str, name: str) -> ModuleType:
     """
     table = _table(kind)
     if name not in table:
-        raise MissingError(f"no {kind.rstrip('s')} named {name!r}", fix=f"one of: {', '.join(sorted(table))}")
+        near = [n for n in table if n.lower().replace("_", "-") == name.lower().replace("_", "-")]
+        near = near or get_close_matches(name.lower(), table, n=1)
+        meant = f"did you mean {near[0]!r}? " if near else ""
+        raise MissingError(f"no {_SPELT[kind]} named {name!r}", fix=f"{meant}one of: {', '.join(sorted(table))}")
     try:
         return importlib.import_module(table[name]["module"])
     except ModuleNotFoundError as e:

@@ -96,3 +96,7 @@ def write(
     from .. import store
 
     return store.create(path, sdata, step="write", parameters={}, facts=facts, overwrite=overwrite)
+
+
+def __dir__() -> list[str]:
+    return __all__
