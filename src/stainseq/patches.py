@@ -85,7 +85,13 @@ class Nuclei:
         """uint32 [n], 1 + position in `ids`: what stands for a nucleus in a label image."""
         return np.arange(1, len(self.ids) + 1, dtype=np.uint32)
 
-    def masks(self, patches: Patches, chosen: slice | np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    def masks(
+        self,
+        patches: Patches,
+        chosen: slice | np.ndarray,
+        out: np.ndarray | None = None,
+        shown: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Label images of some patches.
 
         Parameters
@@ -96,6 +102,8 @@ class Nuclei:
             Which of them.
         out
             uint32 [>= k, size, size] to draw in.
+        shown
+            bool [n], nuclei that are drawn; None: all. The others hide nothing.
 
         Returns
         -------
@@ -105,6 +113,10 @@ class Nuclei:
         corners = patches.corners[chosen].astype(np.float64)
         shape = (patches.size_px, patches.size_px)
         starts, members = raster.touching(self.outlines, corners, shape)
+        if shown is not None:
+            kept = shown[members]
+            starts = np.concatenate([[0], np.cumsum(kept)])[starts]
+            members = members[kept]
         return raster.rasters(
             self.outlines, self.values, corners=corners, starts=starts, members=members, shape=shape, out=out
         )

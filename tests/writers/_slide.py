@@ -88,3 +88,63 @@ def slide(
     sdata = SpatialData(images={"he": picture(height, width, mpp, seed)}, points=points, shapes=shapes, tables=tables)
     sdata.attrs["stainseq"] = {"slide": name, "mpp": mpp, "platform": "toy"}
     return sdata
+
+
+LABELS = ["T", "Macrophage", "Endothelial", "Keratinocyte", "few counts"]
+
+
+def xenium_id(number: int) -> str:
+    """As 10x spells it."""
+    return "".join(chr(97 + (number >> s) % 16) for s in range(28, -1, -4)) + "-1"
+
+
+def dataset(
+    *,
+    name: str = "D1",
+    height: int = 700,
+    width: int = 900,
+    mpp: float = 0.25,
+    n: int = 120,
+    seed: int = 0,
+    first: int = 0,
+    xenium: bool = True,
+    tissue: str = "Heart",
+    overlap_px: int = 64,
+    **facts: str,
+) -> SpatialData:
+    """A slide with nuclei as polygons, labels of them, and patches; some outlines are of the awkward kinds.
+
+    Nucleus 0 crosses itself (a bow tie), 1 has two parts, 2 a hole, 3 lies over the picture's corner, 4 and 5 overlap.
+    The right third has no nuclei.
+    """
+    import geopandas as gpd
+    import shapely
+
+    import stainseq as ss
+
+    rng = np.random.default_rng(seed)
+    at = rng.uniform([6, 6], [width * mpp * 0.6, height * mpp - 6], (n, 2))
+    at[5] = at[4] + 2
+    turn = np.linspace(0, 2 * np.pi, 13)[:-1]
+    radius = rng.uniform(2.5, 4.5, (n, 1)) * (1 + 0.15 * rng.standard_normal((n, 12)))
+    rings = at[:, None] + radius[..., None] * np.stack([np.cos(turn), np.sin(turn)], axis=1)
+    outlines = list(shapely.polygons(rings))
+    x, y = at[0]
+    outlines[0] = shapely.Polygon([(x - 4, y - 3), (x + 4, y + 3), (x + 4, y - 3), (x - 4, y + 3)])
+    outlines[1] = shapely.MultiPolygon([shapely.box(20, 60, 24, 64), shapely.box(27, 60, 30, 64)])
+    outlines[2] = shapely.Polygon(shapely.box(40, 90, 48, 98).exterior, [shapely.box(42, 92, 46, 96).exterior.coords])
+    outlines[3] = shapely.box(-3, -3, 4, 4)
+    centres = shapely.get_coordinates(shapely.centroid(outlines))
+    ids = [xenium_id(first + 10_000 * i) if xenium else f"n{first + i}" for i in range(n)]
+    nuclei = gpd.GeoDataFrame({"cell_id": ids}, geometry=outlines, index=ids)
+    kinds = pd.Categorical(rng.choice(LABELS, n), categories=LABELS)
+    counts = sparse.csr_matrix(rng.poisson(1.5, (n, len(GENES))).astype(np.int32))
+    made = table("nuclei", ids, centres, counts, GENES, **{"tangram.label": kinds})
+    sdata = SpatialData(
+        images={"he": picture(height, width, mpp, seed)},
+        shapes={"nuclei": ShapesModel.parse(nuclei, transformations={"um": Identity()})},
+        tables={"counts_nuclei": made},
+    )
+    sdata.attrs["stainseq"] = {"slide": name, "mpp": mpp, "tissue": tissue, "platform": "toy", **facts}
+    ss.pp.patches(sdata, overlap_px=overlap_px)
+    return sdata

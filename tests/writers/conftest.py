@@ -10,8 +10,8 @@ from types import ModuleType
 import pytest
 
 
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("writer_fixtures", Path(__file__).with_name("_slide.py"))
+def _load(name: str, file: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(file))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -23,4 +23,10 @@ def _load() -> ModuleType:
 @pytest.fixture(scope="session")
 def make() -> ModuleType:
     """Module `_slide` beside this file."""
-    return sys.modules.get("writer_fixtures") or _load()
+    return sys.modules.get("writer_fixtures") or _load("writer_fixtures", "_slide.py")
+
+
+@pytest.fixture(scope="session")
+def truth() -> ModuleType:
+    """Module `_truth` beside this file."""
+    return sys.modules.get("writer_truth") or _load("writer_truth", "_truth.py")

@@ -21,12 +21,19 @@ from stainseq.io import _export
 from stainseq.writers._format import Format
 
 WRITERS = registry.names("writers")
+DATASETS = ("cellvit", "pannuke", "sthelar", "huggingface", "hest")
+"""Those of patches with labelled nuclei."""
+
 TABLE = {"csv": "counts_cells", "parquet": "counts_cells", "h5ad": "counts_cells"}
 
 
 def out(name: str, folder: Path) -> Path:
     suffixes = registry.load("writers", name).FORMAT.suffixes
     return folder / f"made{suffixes[0] if suffixes else ''}"
+
+
+def source(name: str, make: ModuleType):
+    return make.dataset(name="P2") if name in DATASETS else make.slide()
 
 
 def content(path: Path) -> dict[str, bytes]:
@@ -50,7 +57,7 @@ def test_shape_of_the_module(name: str) -> None:
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_complete_with_facts_and_twice_the_same(name: str, make: ModuleType, tmp_path: Path) -> None:
-    sdata = make.slide()
+    sdata = source(name, make)
     target = out(name, tmp_path)
     options = {"table": TABLE[name]} if name in TABLE else {"region": "cells"} if name == "geojson" else {}
     made = ss.io.export(sdata, target, to=name, **options)
@@ -74,11 +81,11 @@ def test_complete_with_facts_and_twice_the_same(name: str, make: ModuleType, tmp
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_what_is_asked_for_must_be_there(name: str, make: ModuleType, tmp_path: Path) -> None:
-    sdata = make.slide()
+    sdata = source(name, make)
     target = out(name, tmp_path)
     with pytest.raises(InputError, match="has no option nonsense"):
         ss.io.export(sdata, target, to=name, nonsense=1)
-    with pytest.raises(MissingError, match=r"no table 'nope'.*counts_cells"):
+    with pytest.raises(MissingError, match=r"no table 'nope'.*counts_(cells|nuclei)"):
         ss.io.export(sdata, target, to=name, table="nope")
     with pytest.raises(MissingError, match="'nope'"):
         ss.io.export(sdata, target, to=name, region="nope")
@@ -89,7 +96,7 @@ def test_what_is_asked_for_must_be_there(name: str, make: ModuleType, tmp_path: 
 def test_a_failure_leaves_the_old_and_nothing_else(
     name: str, make: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sdata = make.slide()
+    sdata = source(name, make)
     target = out(name, tmp_path)
     options = {"table": TABLE[name]} if name in TABLE else {"region": "cells"} if name == "geojson" else {}
     ss.io.export(sdata, target, to=name, **options)

@@ -59,7 +59,8 @@ def export(
         Table, or tables where the format takes several. Default: the region's counts, or its only prediction,
         whichever the format is for.
     split_file
-        CSV with the columns ``slide`` and ``part`` (such as train, test): which slide goes to which part.
+        What `tl.split` writes (JSON: ``{"sets": {"train": [...], ...}}``, of slides or patches), or a CSV with the
+        columns ``slide`` and ``part``: what goes to which part. Patches can be told apart only by formats of patches.
     overwrite
         Replace an earlier export; nothing else is ever replaced. The old one stays until the new one is complete.
     options
@@ -87,7 +88,7 @@ def export(
     if prefix:
         options = {"prefix": prefix, **options}
     _check_target(target, overwrite=overwrite)
-    parts = _parts(Path(split_file), list(opened)) if split_file is not None else {}
+    parts = _parts(Path(split_file), list(opened), patches=form.several) if split_file is not None else {}
     if parts and not {"part", "split"} & set(_parameters(writer)):
         raise InputError(f"{to} knows no parts", fix="leave the split file out")
     wanted = [table] if isinstance(table, str) else list(table or ())
@@ -95,11 +96,9 @@ def export(
         made: list[Path] = []
         stamps = []
         if form.several:
-            chosen = [_choose(s, form, to, region, wanted) for s in opened.values()]
-            stamp = spec.stamp("export", parameters=_told(to, chosen[0], options), inputs={})
-            stamp["inputs"] = {n: _inputs(s, form, c) for (n, s), c in zip(opened.items(), chosen, strict=True)}
+            chosen, stamp = _of_several(opened, form, to, region, wanted, options)
             more = {"split": parts} if parts else {}
-            made += _write(writer, list(opened.values()), stage, form, chosen[0], stamp, {**options, **more})
+            made += _write(writer, list(opened.values()), stage, form, chosen, stamp, {**options, **more})
             stamps.append(stamp)
         else:
             many = len(opened) > 1
@@ -113,6 +112,27 @@ def export(
                 stamps.append(stamp)
         _take(stage, target, stamps if len(stamps) > 1 else stamps[0])
     return [target / p.relative_to(stage) if p != stage else target for p in made]
+
+
+def _of_several(
+    opened: dict[str, SpatialData], form: Any, to: str, region: str | None, wanted: list[str], options: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """What is meant, the same on all slides, and the facts of one output of all."""
+    chosen = {name: _choose(s, form, to, region, wanted) for name, s in opened.items()}
+    first = next(iter(chosen.values()))
+    other = next((name for name, c in chosen.items() if c != first), None)
+    if other is not None:
+        raise InputError(
+            f"the slides differ in what would be written: {first[0]} with {', '.join(first[1]) or 'no table'}, and "
+            f"{chosen[other][0]} with {', '.join(chosen[other][1]) or 'no table'} of {other}",
+            fix="name the region and the table that all have",
+        )
+    inputs = {name: _inputs(s, form, first) for name, s in opened.items()}
+    facts = [_facts(s) for s in opened.values()]
+    told = {"slide": facts[0]} if len(facts) == 1 else {"slides": facts}
+    stamp = spec.stamp("export", parameters=_told(to, first, options), inputs={}, **told)
+    stamp["inputs"] = next(iter(inputs.values())) if len(inputs) == 1 else inputs
+    return first, stamp
 
 
 def _write(writer: Any, data: Any, place: Path, form: Any, chosen: Any, stamp: dict[str, Any], options: Any) -> Any:
@@ -369,12 +389,40 @@ def _check_options(writer: Any, to: str, options: dict[str, Any]) -> None:
             raise InputError(f"{key}={value!r}", fix="give a number")
 
 
-def _parts(path: Path, names: list[str]) -> dict[str, str]:
-    """Part of each slide."""
-    import pandas as pd
-
+def _parts(path: Path, names: list[str], *, patches: bool) -> dict[str, str]:
+    """Part of each slide, or of each patch."""
     if not path.is_file():
         raise MissingError("no such split file", where=path, fix="check the path")
+    if path.suffix.lower() == ".json":
+        parts = _parts_json(path)
+    else:
+        parts = _parts_csv(path)
+    missing = [n for n in names if n not in parts]
+    # Patches are named after their slides; the format itself looks whether it finds them.
+    if missing and not (patches and path.suffix.lower() == ".json"):
+        raise MissingError(f"no part for {', '.join(missing[:5])}", where=path, fix="name every slide")
+    return parts if patches else {n: parts[n] for n in names}
+
+
+def _parts_json(path: Path) -> dict[str, str]:
+    import json
+
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        sets = {str(name): [str(v) for v in members] for name, members in held["sets"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise FormatError("the split file has no sets", where=path, fix="make it with stainseq split") from e
+    parts: dict[str, str] = {}
+    for name, members in sets.items():
+        for member in members:
+            if parts.setdefault(member, name) != name:
+                raise InputError(f"{member} is in {parts[member]} and in {name}", where=path, fix="one set each")
+    return parts
+
+
+def _parts_csv(path: Path) -> dict[str, str]:
+    import pandas as pd
+
     try:
         frame = pd.read_csv(path, dtype=str)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as e:
@@ -387,8 +435,4 @@ def _parts(path: Path, names: list[str]) -> dict[str, str]:
     if told["slide"].duplicated().any():
         both = ", ".join(told["slide"][told["slide"].duplicated()].unique()[:3])
         raise InputError(f"slides in several parts: {both}", where=path, fix="one part a slide")
-    parts = dict(zip(told["slide"], told["part"], strict=True))
-    missing = [n for n in names if n not in parts]
-    if missing:
-        raise MissingError(f"no part for {', '.join(missing[:5])}", where=path, fix="name every slide")
-    return {n: str(parts[n]) for n in names}
+    return {str(k): str(v) for k, v in zip(told["slide"], told["part"], strict=True)}
