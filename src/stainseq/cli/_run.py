@@ -24,7 +24,7 @@ GROUPS = {
     "The main job": ("demo", "convert", "features", "train", "predict", "evaluate", "report", "run"),
     "Slides": ("info", "align", "tissue", "grid", "superpixels", "aggregate", "export"),
     "Genes, domains, figures": ("svg", "domains", "integrate", "markers", "metagene", "plot"),
-    "Nuclei and data sets": ("annotate", "patches", "maskqc"),
+    "Nuclei and data sets": ("annotate", "patches", "split", "maskqc"),
     "This installation": ("list", "doctor"),
 }
 

@@ -17,6 +17,7 @@ _WHERE = {
     "metagene": "_metagene",
     "per_cell": "_per_cell",
     "predict": "_predict",
+    "split": "_split",
     "svg": "_svg",
     "train": "_train",
 }
@@ -31,6 +32,7 @@ __all__ = [
     "metagene",
     "per_cell",
     "predict",
+    "split",
     "svg",
     "train",
 ]
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from ._metagene import metagene
     from ._per_cell import per_cell
     from ._predict import predict
+    from ._split import split
     from ._svg import svg
     from ._train import train
 

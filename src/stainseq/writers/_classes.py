@@ -224,7 +224,7 @@ def classify(
     if not names:
         raise InputError("no cell has a label", where=where, fix="--option unlabelled=class")
     number = {label: names.index(c) + 1 for label, c in table.items()}
-    number[None] = names.index(rest) + 1 if unlabelled == "class" and rest in names else 0  # type: ignore[index]
+    number[None] = names.index(rest) + 1 if unlabelled == "class" and rest in names else 0
     colours = tuple(chosen.classes.get(c, _COLOURS[i % len(_COLOURS)]) for i, c in enumerate(names))
     return Classes(tuple(names), colours, table, chosen.name), [_numbers(one, number) for one in listed]
 

@@ -107,7 +107,7 @@ def pack(array: np.ndarray) -> Packed:
     held = io.BytesIO()
     np.lib.format.write_array(held, np.asanyarray(array), allow_pickle=False)
     raw = held.getvalue()
-    return Packed(zlib.crc32(raw), len(raw), imagecodecs.deflate_encode(raw, level=_LEVEL, raw=True))
+    return Packed(zlib.crc32(raw), len(raw), bytes(imagecodecs.deflate_encode(raw, level=_LEVEL, raw=True)))
 
 
 def npz(arrays: Mapping[str, Packed]) -> bytes:

@@ -243,7 +243,7 @@ def prepare(
                 fix="cut all slides alike (stainseq patches)",
             )
     nuclei = [windows.nuclei(s, p, region=region) for s, p in zip(slides, opened, strict=True)]
-    owners = [_owners(s, region, n.ids) for s, n in zip(slides, nuclei, strict=True)]
+    owners = [owners_of(s, region, n.ids) for s, n in zip(slides, nuclei, strict=True)]
     texts = [
         labels_of(s, n.ids, o, labels=labels, table=labels_table or (tables[0] if tables else None))
         for s, n, o in zip(slides, nuclei, owners, strict=True)
@@ -306,7 +306,7 @@ def _names(ids: np.ndarray) -> np.ndarray:
     return np.array([re.sub(r"[^A-Za-z0-9_]+", "_", str(i)) for i in ids], dtype=object)
 
 
-def _owners(sdata: SpatialData, region: str, ids: np.ndarray) -> np.ndarray:
+def owners_of(sdata: SpatialData, region: str, ids: np.ndarray) -> np.ndarray:
     """Cell of each nucleus; nuclei whose cells are not known are their own."""
     frame = sdata.shapes.get(region)
     if frame is None or "cell_id" not in frame:
