@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -106,6 +106,61 @@ def open_slides(slides: Any) -> list[SpatialData]:
     return opened
 
 
+class Foreseen(NamedTuple):
+    """What is known of a `TrainSet` before any picture is encoded: enough to lay out its folds."""
+
+    coordinates: np.ndarray
+    slide: np.ndarray
+    patient: np.ndarray
+    slides: list[dict[str, Any]]
+    encoder: dict[str, Any]
+
+
+def foresee(slides: list[SpatialData], *, table: str, encoder: str) -> Foreseen:
+    """Places, slides and patients of what will be learned from.
+
+    Parameters
+    ----------
+    slides
+        Opened.
+    table
+        Name of their counts tables.
+    encoder
+        Name of an encoder, or of features that are there.
+
+    Raises
+    ------
+    MissingError
+        A slide has no such table.
+    """
+    from .encoders import spec
+
+    places = [np.asarray(_counts(sdata, table).obsm[keys.SPATIAL], dtype=float) for sdata in slides]
+    sizes = [len(p) for p in places]
+    named = [str(store.facts(sdata).get("patient") or "") for sdata in slides]
+    facts = [{"patient_known": bool(name)} for name in named]
+    code = np.unique([name or f"slide {i}" for i, name in enumerate(named)], return_inverse=True)[1]
+    try:
+        fields = spec(encoder).fields_um
+    except MissingError:  # features under a name of their own
+        fields = (0.0,)
+    return Foreseen(
+        np.concatenate(places),
+        np.repeat(np.arange(len(slides)), sizes),
+        np.repeat(code, sizes),
+        facts,
+        {"fields_um": list(fields)},
+    )
+
+
+def _counts(sdata: SpatialData, name: str) -> Any:
+    if name not in sdata.tables:
+        raise MissingError(
+            f"no table {name!r}", where=sdata.path, fix=f"tables here: {', '.join(sdata.tables) or 'none'}"
+        )
+    return sdata.tables[name]
+
+
 def assemble(
     slides: list[SpatialData],
     *,
@@ -134,11 +189,7 @@ def assemble(
     name = table_key or keys.counts(region)
     tables, parts = [], []
     for sdata in slides:
-        if name not in sdata.tables:
-            raise MissingError(
-                f"no table {name!r}", where=sdata.path, fix=f"tables here: {', '.join(sdata.tables) or 'none'}"
-            )
-        tables.append(sdata.tables[name])
+        tables.append(_counts(sdata, name))
     shared = _shared_genes([t.var_names for t in tables], genes)
     names = [str(store.facts(s).get("slide") or Path(str(s.path or f"slide{i}")).stem) for i, s in enumerate(slides)]
     if len(set(names)) < len(names):

@@ -55,7 +55,7 @@ def train(
     out
         The MODEL folder.
     region
-        Regions to learn from.
+        Regions to learn from. Superpixels (of 8 um) are laid, and their transcripts counted, where they are not yet.
     encoder
         Encoder (stainseq list encoders); the documented default when left out.
     weights
@@ -88,8 +88,11 @@ def train(
 
         raise CycloptsError(msg="no slide to learn from: name one or more stores, or a cohort CSV")
     cohort = len(slides) == 1 and slides[0].suffix.lower() == ".csv"
+    given: Any = slides[0] if cohort else list(slides)
+    if region == keys.SUPERPIXELS and table_key is None:
+        given = _with_superpixels(given)
     metrics = ss.tl.train(
-        slides[0] if cohort else list(slides),
+        given,
         out=out,
         region=region,
         encoder=encoder,
@@ -121,6 +124,21 @@ def train(
         show_scores(console, metrics)
 
     emit(metrics, json, show)
+
+
+def _with_superpixels(given: Any) -> Any:
+    """The slides, opened, with superpixels laid and counted on those that have transcripts and no such table."""
+    import stainseq as ss
+    from stainseq import regions, trainset
+
+    opened = trainset.open_slides(given)
+    for sdata in opened:
+        if keys.counts(keys.SUPERPIXELS) in sdata.tables or keys.TRANSCRIPTS not in sdata.points:
+            continue
+        if keys.SUPERPIXELS not in regions.names(sdata):
+            ss.pp.superpixels(sdata)
+        ss.pp.aggregate(sdata, region=keys.SUPERPIXELS)
+    return opened
 
 
 def predict(

@@ -213,10 +213,13 @@ def by_block(
     blocks = block_labels(coordinates, block_um=block_um, slides=codes)
     n_blocks = int(blocks.max(initial=-1)) + 1
     if n_folds < 2 or n_blocks < n_folds:
-        several = "s"[: n_blocks != 1]
+        several, smaller = "s"[: n_blocks != 1], block_um
+        while n_folds >= 2 and len(coordinates) and smaller > 1 and _count(coordinates, codes, smaller) < n_folds:
+            smaller /= 2
+        fewer = f"take smaller blocks (--block-um {smaller:g})"
         raise InputError(
             f"{n_blocks} block{several} of {block_um:g} um cannot make {n_folds} fold{'s'[: n_folds != 1]}",
-            fix="ask for at least two folds (--folds)" if n_folds < 2 else "take smaller blocks (--block-um)",
+            fix="ask for at least two folds (--folds)" if n_folds < 2 else fewer,
         )
     labels = group_folds(blocks, n_folds=n_folds, seed=seed)
     folds = []
@@ -232,6 +235,10 @@ def by_block(
             )
         folds.append(fold)
     return folds
+
+
+def _count(coordinates: np.ndarray, codes: np.ndarray, block_um: float) -> int:
+    return int(block_labels(coordinates, block_um=block_um, slides=codes).max(initial=-1)) + 1
 
 
 def _near(coordinates: np.ndarray, codes: np.ndarray, test: np.ndarray, buffer_um: float) -> np.ndarray:

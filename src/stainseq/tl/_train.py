@@ -17,7 +17,7 @@ from . import _tables
 
 if TYPE_CHECKING:
     from ..core.splits import Fold
-    from ..trainset import TrainSet
+    from ..trainset import Foreseen, TrainSet
 
 _GIVEN = {"counts", "library", "coordinates", "slides", "groups", "folds", "weights", "seed"}
 """What a head is given by `train`, and so no option of the user's."""
@@ -119,11 +119,14 @@ def train(
     name = head or registry.default("heads")
     plugin = registry.load("heads", name)
     _tables.check_options(plugin.fit, name, options or {}, given=_GIVEN)
+    opened, network = trainset.open_slides(slides), featurise.encoder_name(encoder)
+    foreseen = trainset.foresee(opened, table=table_key or keys.counts(region), encoder=network)
+    make_folds(foreseen, split, n_folds=n_folds, block_um=block_um, seed=seed)  # refuses before hours of encoding
     with _ranks.first_alone():
         data = trainset.assemble(
-            trainset.open_slides(slides),
+            opened,
             region=region,
-            encoder=featurise.encoder_name(encoder),
+            encoder=network,
             weights=weights,
             table_key=table_key,
             genes=_gene_list(genes),
@@ -374,7 +377,7 @@ def choose_genes(data: TrainSet, rows: np.ndarray, n_genes: int, normalize: str 
 
 
 def make_folds(
-    data: TrainSet, split: str | None, *, n_folds: int | None, block_um: float, seed: int
+    data: TrainSet | Foreseen, split: str | None, *, n_folds: int | None, block_um: float, seed: int
 ) -> tuple[str, list[Fold]]:
     """Folds by patient, slide or spatial block; chooses the strictest that the slides allow when none is asked for."""
     from ..core import splits
