@@ -63,9 +63,13 @@ def opened(path: Path) -> Iterator[tuple[Any, str]]:
 
 def _npy(path: Path) -> np.ndarray:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        found: Any = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as e:
         raise FormatError(f"the map cannot be read ({e})", where=path, fix=_FIX) from e
+    if not isinstance(found, np.ndarray):
+        found.close()
+        raise FormatError("an archive of arrays (.npz), not one array", where=path, fix=_FIX)
+    return found
 
 
 def _zarr(path: Path) -> Any:
@@ -87,7 +91,8 @@ def _hipt(path: Path) -> np.ndarray:
     loaded = pickles.load(path)
     if not isinstance(loaded, dict) or not set(HIPT_KEYS) & set(loaded) or set(loaded) - set(HIPT_KEYS):
         raise FormatError("the pickle holds no HIPT embeddings", where=path, fix="a dict of cls, sub and rgb is read")
-    planes = [np.asarray(p) for k in HIPT_KEYS for p in loaded.pop(k, [])]
+    parts = [loaded.pop(k, []) for k in HIPT_KEYS]
+    planes = [np.asarray(p) for part in parts if isinstance(part, (list, tuple, np.ndarray)) for p in part]
     if len({p.shape for p in planes}) != 1 or planes[0].ndim != 2:
         raise FormatError("the channels are no 2-D arrays of one shape", where=path, fix="write the embeddings again")
     return np.stack(planes, axis=-1)

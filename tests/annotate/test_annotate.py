@@ -129,6 +129,16 @@ def test_rare_types_are_named(planted):
     assert found.attrs["info"]["types_left_out"] == ["rare"]
 
 
+def test_cells_that_could_not_be_labelled_teach_nothing(planted):
+    cells, reference, _ = planted
+    again = reference.copy()
+    again.obs["ct"] = again.obs["ct"].astype(str)
+    again.obs.iloc[:20, again.obs.columns.get_loc("ct")] = "few counts"
+    found = ss.tl.annotate(cells, again, method="likelihood")
+    assert list(cells.obsm["likelihood.proportions"]) == sorted(set(reference.obs["ct"]))
+    assert (found["label"] == "few counts").sum() == 5
+
+
 def test_refusals(planted):
     cells, reference, _ = planted
     lognorm = cells.copy()
@@ -143,6 +153,10 @@ def test_refusals(planted):
         (cells, reference, {"min_counts": 10**6}, InputError),
         (cells, reference, {"method": "magic"}, MissingError),
         (cells, reference, {"speed": 3}, InputError),
+        (cells, reference, {"reference_layer": "raw"}, MissingError),
+        (cells, reference, {"label": "best"}, InputError),
+        (cells, reference, {"mode": "cells", "bag": 0}, InputError),
+        (cells, reference, {"method": "likelihood", "max_rounds": 0}, InputError),
     ):
         with pytest.raises(error):
             ss.tl.annotate(data.copy(), ref, **options)

@@ -171,6 +171,7 @@ def test_maps_are_placed_by_what_is_said_or_by_the_picture(slide: Any, tmp_path:
 
 
 def test_bad_maps_are_told(slide: Any, tmp_path: Path) -> None:
+    import io
     import pickle
 
     def put(name: str, content: bytes) -> Path:
@@ -181,6 +182,8 @@ def test_bad_maps_are_told(slide: Any, tmp_path: Path) -> None:
         def __reduce__(self) -> Any:
             return print, ("it ran",)
 
+    archive = io.BytesIO()
+    np.savez(archive, a=np.zeros((5, 5, 2)))
     options: dict[str, Any] = {"region": "superpixels", "key_added": "bad"}
     for file, error in (
         (tmp_path / "none.npy", MissingError),
@@ -189,6 +192,8 @@ def test_bad_maps_are_told(slide: Any, tmp_path: Path) -> None:
         (put("evil.pickle", pickle.dumps({"cls": Evil()})), FormatError),
         (put("other.pickle", pickle.dumps({"other": [np.zeros((2, 2))]})), FormatError),
         (put("ragged.pickle", pickle.dumps({"cls": [np.zeros((2, 2)), np.zeros((3, 2))]})), FormatError),
+        (put("number.pickle", pickle.dumps({"cls": 3})), FormatError),
+        (put("archive.npy", archive.getvalue()), FormatError),
         (write_map(tmp_path / "flat.npy", np.zeros((5, 5))), InputError),
     ):
         with pytest.raises(error):

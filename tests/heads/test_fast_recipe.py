@@ -159,6 +159,13 @@ def test_unknown_recipe_and_loss() -> None:
         pixel2gene.fit(data["X"], data["Y"], recipe="slow")
     with pytest.raises(InputError, match="no loss named 'l1'"):
         pixel2gene.fit(data["X"], data["Y"], loss="l1")
+    for option in ({"dropout": 1.0}, {"layers": 0}, {"epochs": 0}, {"batch": -1}, {"target": 0.0}):
+        with pytest.raises(InputError, match=f"{next(iter(option))} is .*give"):
+            pixel2gene.fit(data["X"], data["Y"], **option)
+    with pytest.raises(InputError, match="batch is 0"):
+        pixel2gene.fit(data["X"], data["Y"], recipe="reference", batch=0)
+    with pytest.raises(InputError, match=r"ran away.*lower lr"):
+        pixel2gene.fit(data["X"], data["Y"], lr=1e6, epochs=3)
     with pytest.raises(InputError, match="negative"):
         pixel2gene.fit(data["X"], data["Y"], counts=-data["counts"], library=np.ones(20))
 

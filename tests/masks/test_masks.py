@@ -233,6 +233,16 @@ def spoil(path, labels, case):
     elif case == "truncated":
         np.savez(path / "p.npz", inst_map=labels)
         (path / "p.npz").write_bytes((path / "p.npz").read_bytes()[:200])
+    elif case == "outside":
+        parts = {"data": [1], "indices": [5_000_000], "indptr": [0, 1, 1], "shape": [2, 2]}
+        np.savez(path / "p.npz", **{f"inst_map_{k}": np.array(v) for k, v in parts.items()})
+    elif case == "mat":
+        scipy.io.savemat(
+            path / "p.mat", {"inst_map": np.random.default_rng(0).integers(0, 9, (99, 99))}, do_compression=True
+        )
+        held = bytearray((path / "p.mat").read_bytes())
+        held[1000:1100] = bytes(100)
+        (path / "p.mat").write_bytes(held)
     elif case == "png":
         (path / "p.png").write_text("no picture")
     elif case == "pickle":
@@ -250,7 +260,8 @@ def spoil(path, labels, case):
         (path / "p.docx").write_text("")
 
 
-CASES = ["size", "fraction", "negative", "truncated", "png", "pickle", "h5", "half", "point", "names", "ending"]
+CASES = ["size", "fraction", "negative", "truncated", "outside", "mat", "png", "pickle", "h5", "half", "point", "names"]
+CASES += ["ending"]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -273,6 +284,12 @@ def test_refusals(maps, tmp_path):
         (lambda: open_masks(), InputError),
         (lambda: ss.tl.maskqc(tmp_path / "a.geojson", tmp_path / "a.geojson"), ScaleError),
         (lambda: ss.tl.maskqc(tmp_path / "truth.npy", tmp_path / "truth.npy", mpp=0), InputError),
+        (lambda: ss.tl.maskqc(tmp_path / "truth.npy", tmp_path / "truth.npy", mpp=np.nan), InputError),
+        (lambda: ss.tl.maskqc(tmp_path / "truth.npy", tmp_path / "truth.npy", groups=tmp_path / "no.csv"), FormatError),
+        (
+            lambda: ss.tl.maskqc(tmp_path / "truth.npy", tmp_path / "truth.npy", groups=tmp_path / "truth.npy"),
+            FormatError,
+        ),
         (lambda: ss.tl.maskqc(tmp_path / "truth.npy", tmp_path / "truth.npy", average="fold"), InputError),
     ):
         with pytest.raises(error):

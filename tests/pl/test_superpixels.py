@@ -148,6 +148,24 @@ def test_bad_quality_is_not_drawn_and_the_figure_says_what_there_is(slide: Any) 
     figure = ss.pl.superpixel_quality(slide)
     texts = [t.get_text() for ax in figure.axes if ax.get_legend() for t in ax.get_legend().get_texts()]
     assert texts[0].startswith("good  33.4%")
+    slide.tables["quality_superpixels"].obs["quality"] = pd.Categorical(["pen"] * len(where))
+    figure = ss.pl.superpixel_quality(slide)
+    assert [t.get_text() for t in figure.axes[2].get_legend().get_texts()] == ["pen  100.0%"]
+
+
+def test_a_narrow_map_is_as_long_as_its_box() -> None:
+    """The width in pixels is rounded: that must not move what lies at the other end."""
+    from stainseq.regions.grid import Grid
+    from stainseq.regions.model import Region
+
+    rows = np.arange(1000)
+    grid = Grid(rows.astype(np.int32), np.zeros(1000, np.int32), (1000, 1), np.diag([8.0, 8.0, 1.0]))
+    middle = np.column_stack([np.full(1000, 4.0), 8 * rows + 4.0])
+    region = Region("g", "grid", middle, grid, lambda: rows.astype(str))
+    place = _raster.raster(region, (0.0, 0.0, 11.9, 8000.0))
+    painted, _ = place.paint(rows.astype(float))
+    assert painted.shape == (1000, 1)
+    np.testing.assert_array_equal(painted[:, 0], rows)
 
 
 def test_a_lazy_table_is_read_by_columns(slide: Any, monkeypatch: pytest.MonkeyPatch) -> None:

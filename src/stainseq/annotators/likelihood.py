@@ -14,6 +14,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ..core.likelihood import fit
+from ..core.values import in_range
 from .tangram import _profiles
 
 
@@ -39,6 +40,7 @@ def assign(
     platform
         Fit a factor for each gene; without, the reference must come from the same platform.
     """
+    in_range("likelihood", max_rounds=(max_rounds, 1, np.inf))
     profiles, _ = _profiles(reference, types, n_types)
     found = fit(profiles, counts, platform=platform, max_rounds=max_rounds, progress=progress)
     info = {"rounds": found.rounds, "overdispersion": found.overdispersion}

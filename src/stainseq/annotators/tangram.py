@@ -13,6 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ..core import tangram as core
+from ..core.values import in_range
 from ..errors import InputError
 
 DEFAULT = True
@@ -55,6 +56,7 @@ def assign(
     device
         "auto", "cpu", "cuda": of mode "cells".
     """
+    in_range("tangram", epochs=(epochs, 1, np.inf), lr=(lr, 1e-9, 10), bag=(bag, 1, np.inf))
     kept = np.flatnonzero(np.asarray(counts.sum(axis=1)).ravel() > 0)
     info: dict[str, Any] = {"mode": mode, "epochs": epochs}
     mapped = np.zeros((counts.shape[0], n_types), dtype=np.float32)

@@ -34,3 +34,24 @@ def is_counts(values: Any) -> bool:
     if negative:
         raise InputError("counts are negative", fix="give raw counts, or values that are normalised but not rounded")
     return True
+
+
+def in_range(where: str, **options: tuple[float, float, float]) -> None:
+    """Refuse numbers that mean nothing.
+
+    Parameters
+    ----------
+    where
+        The method.
+    options
+        Each option's value, least and greatest.
+
+    Raises
+    ------
+    InputError
+        One is outside, or not a number.
+    """
+    for name, (value, low, high) in options.items():
+        if not low <= value <= high:
+            wanted = f"at least {low:g}" if high == np.inf else f"{low:g} to {high:g}"
+            raise InputError(f"{name} is {value:g}", where=where, fix=f"give {wanted}")

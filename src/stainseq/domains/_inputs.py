@@ -178,27 +178,6 @@ def one_thread() -> Iterator[None]:
         yield
 
 
-def in_range(where: str, **options: tuple[float, float, float]) -> None:
-    """Refuse numbers that mean nothing.
-
-    Parameters
-    ----------
-    where
-        The method.
-    options
-        Each option's value, least and greatest.
-
-    Raises
-    ------
-    InputError
-        One is outside, or not a number.
-    """
-    for name, (value, low, high) in options.items():
-        if not low <= value <= high:
-            wanted = f"at least {low:g}" if high == np.inf else f"{low:g} to {high:g}"
-            raise InputError(f"{name} is {value:g}", where=where, fix=f"give {wanted}")
-
-
 def agree(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Probabilities in which the label is always (one of) the most probable, float64 [n, K].
 

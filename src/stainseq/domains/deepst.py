@@ -11,8 +11,8 @@ from ..core import clusters, graphs
 from ..core.grids import morton
 from ..core.pca import pca
 from ..core.refine import nearest
-from ..core.values import is_counts
-from ._inputs import Assignment, Inputs, agree, check, in_range, one_thread
+from ..core.values import in_range, is_counts
+from ._inputs import Assignment, Inputs, agree, check, one_thread
 
 NEEDS = ("torch",)
 WANTS = "counts"

@@ -8,11 +8,9 @@ import numpy as np
 
 from ..core import clusters, mixture, neighbors
 from ..core.pca import moments, pca
+from ..core.values import in_range
 from ._batches import Correction, correct
-from ._inputs import Assignment, agree, check, in_range, one_thread
-
-_FLOOR = 1e-6
-"""Least variance of a component inside a cluster, as a share of its total: keeps the mixture from a singular matrix."""
+from ._inputs import Assignment, agree, check, one_thread
 
 
 def assign(

@@ -11,10 +11,10 @@ from ..core import clusters, kriging, mixture
 from ..core.graphs import by_sample
 from ..core.pca import moments
 from ..core.refine import nearest
-from ..core.values import is_counts
+from ..core.values import in_range, is_counts
 from ..errors import InputError
 from ._batches import Correction, correct
-from ._inputs import Assignment, Inputs, agree, check, in_range, one_thread
+from ._inputs import Assignment, Inputs, agree, check, one_thread
 
 DEFAULT = True
 WANTS = "counts"

@@ -8,9 +8,10 @@ import numpy as np
 
 from ..core import clusters, graphs
 from ..core.pca import pca
+from ..core.values import in_range
 from ..errors import InputError
 from . import _dec
-from ._inputs import Assignment, Inputs, agree, check, in_range, one_thread
+from ._inputs import Assignment, Inputs, agree, check, one_thread
 
 _TRIAL_EPOCHS = 20
 

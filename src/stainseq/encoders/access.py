@@ -33,7 +33,8 @@ def locate(spec: EncoderSpec, weights: Path | None) -> Path:
     if weights is not None:
         path = Path(weights)
         if not (path.is_dir() if spec.loader == "local" else path.is_file()):
-            raise MissingError("weights not found", where=path, fix=spec.notes.partition(";")[0] or None)
+            told = spec.notes.partition(";")[0] if spec.loader == "local" else "check the path"
+            raise MissingError("weights not found", where=path, fix=told)
         return path
     if spec.loader == "local":
         raise AccessError(f"encoder {spec.name} runs with weights that you have", fix=spec.notes.partition(";")[0])

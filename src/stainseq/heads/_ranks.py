@@ -6,6 +6,7 @@ import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 from ..errors import DependencyError
@@ -81,6 +82,7 @@ def join(device: str) -> tuple[Ranks, str]:
     if cuda and ":" not in device:
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo")
+        # The others wait while the first encodes slides: hours, where the default gives up after minutes.
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(days=7))
         atexit.register(dist.destroy_process_group)
     return Ranks(dist.get_rank(), dist.get_world_size()), device

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..core.splits import block_labels, group_folds, row_hash
+from ..core.values import in_range
 from ..errors import InputError
 from . import _ranks, _trunk
 from ._features import blocks, by_rows, open_state
@@ -124,6 +125,7 @@ def fit(
     """
     if recipe not in RECIPES:
         raise InputError(f"no recipe {recipe!r}", fix=f"one of: {', '.join(RECIPES)}")
+    _check_steps(epochs, lr, batch)
     if recipe == "fast":
         given: dict[str, Any] = {
             "counts": counts,
@@ -183,6 +185,11 @@ def fit(
     )
 
 
+def _check_steps(epochs: int | None, lr: float | None, batch: int | None) -> None:
+    given = {"epochs": (epochs, 1, np.inf), "lr": (lr, 1e-12, np.inf), "batch": (batch, 1, np.inf)}
+    in_range("pixel2gene", **{k: (v, low, high) for k, (v, low, high) in given.items() if v is not None})
+
+
 def fit_parts(
     X: Any,
     Y: np.ndarray,
@@ -228,6 +235,12 @@ def fit_parts(
     -------
     A state for each part, as from `fit`.
     """
+    _check_steps(epochs, lr, batch)
+    in_range(
+        "pixel2gene", target=(target, 1e-9, np.inf), width=(width, 1, np.inf), layers=(layers, 1, np.inf),
+        dropout=(dropout, 0, 0.99), feature_dropout=(feature_dropout, 0, 0.99), decay=(decay, 0, np.inf),
+        patience=(patience, 1, np.inf), threads=(threads, 1, np.inf),
+    )  # fmt: skip
     rows = check_fit(
         X,
         Y,
@@ -274,6 +287,8 @@ def fit_parts(
         networks = _trunk.Networks(plan, m, where)
         chosen = _trunk.train(networks, data, ranks)
     values = {k: v.detach().cpu().numpy() for k, v in networks.values.items() if k != "dispersion"}
+    if not all(np.isfinite(v).all() for v in values.values()):
+        raise InputError("training ran away: weights are not finite", where="pixel2gene", fix=f"lower lr ({step:g})")
     told = {"recipe": "fast", "loss": loss, "layers": layers, "epochs": length, "lr": step, "batch": size}
     states = []
     for k in range(len(inside)):

@@ -73,8 +73,9 @@ class Raster:
 
     def _to_bins(self) -> np.ndarray:
         """[3, 3] from pixels of the map to (column, row) counted from `first`."""
-        um = (self.box[2] - self.box[0]) / self.size[0]
-        to_um = np.array([[um, 0, self.box[0]], [0, um, self.box[1]], [0, 0, 1.0]])
+        # Sides are rounded to pixels, so that these are not quite square in a narrow map.
+        x, y = ((self.box[i + 2] - self.box[i]) / self.size[i] for i in (0, 1))
+        to_um = np.array([[x, 0, self.box[0]], [0, y, self.box[1]], [0, 0, 1.0]])
         shift = np.array([[1, 0, -self.first[1]], [0, 1, -self.first[0]], [0, 0, 1.0]])
         return shift @ np.linalg.inv(self.transform) @ to_um
 

@@ -179,7 +179,8 @@ def superpixel_quality(
             _picture(ax, place, rgb)
             ax.set_title(title, loc="left")
         _raster.show_classes(axes[1], place, codes, colours, opacity=0.85)
-        bad = np.where((codes >= 0) & (codes != classes.index(quality.GOOD)), 0, -1)
+        good = classes.index(quality.GOOD) if quality.GOOD in classes else len(classes)
+        bad = np.where((codes >= 0) & (codes != good), 0, -1)
         _raster.show_classes(axes[2], place, bad, ["#ffffff"], opacity=0.92)
         entries = [(f"{c}  {s:.1%}", k) for c, s, k in zip(classes, shares, colours, strict=True)]
         _draw.legend(axes[2], entries, title=f"{len(where):,} superpixels")

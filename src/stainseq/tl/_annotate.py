@@ -118,6 +118,9 @@ def annotate(
     types, names, left_out = _types(held, label_key, min_reference_cells, where)
     shared = match_genes(chosen.table, held, where=chosen.where)
     counts = _counts(normalize.check_counts(chosen.values, where=chosen.where), chosen.where)[:, shared.ours]
+    if reference_layer is not None and reference_layer not in held.layers:
+        there = ", ".join(held.layers) or "none"
+        raise MissingError(f"no layer {reference_layer!r}", where=where, fix=f"reference_layer, one of: {there}")
     profiles = held.X if reference_layer is None else held.layers[reference_layer]
     profiles = _counts(normalize.check_counts(profiles, where=where), where)[types >= 0][:, shared.theirs]
     rich = np.asarray(chosen.values.sum(axis=1)).ravel() > min_counts
@@ -176,6 +179,7 @@ def _types(held: AnnData, label_key: str, min_cells: int, where: str) -> tuple[n
             f"no column {label_key!r}", where=where, fix=f"label_key, one of: {', '.join(map(str, held.obs)) or 'none'}"
         )
     labels = pd.Series(held.obs[label_key]).astype("string")
+    labels = labels.mask(labels == FEW)  # no type: cells that an earlier run could not label
     sizes = labels.value_counts()
     names = sorted(str(n) for n in sizes.index[sizes >= max(min_cells, 1)])
     if len(names) < 2:

@@ -90,7 +90,7 @@ def maskqc(
     """
     from ..masks import open_masks
 
-    if mpp <= 0:
+    if not 0 < mpp < np.inf:
         raise InputError(f"mpp={mpp} is no pixel size", fix="give microns per pixel, such as 0.25")
     ours, theirs = open_masks(*_listed(prediction)), open_masks(*_listed(truth))
     pairs = _paired(ours, theirs, missing)
@@ -258,7 +258,9 @@ def _score(
 def _groups(groups: Any, names: list[str]) -> pd.DataFrame:
     import pandas as pd
 
-    table = groups if isinstance(groups, pd.DataFrame) else pd.read_csv(Path(groups))
+    from ..readers._tables import read_table
+
+    table = groups if isinstance(groups, pd.DataFrame) else read_table(Path(groups))
     table = table.rename(columns={"img": "image", "type": "tissue"})
     if "image" not in table or not ({"tissue", "fold"} & set(table)):
         raise FormatError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -284,6 +286,9 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 
 def _wanted(annotation: Any, value: Any) -> str:
     """What an option should be where it plainly is not; "" where it is, or where its type is not a plain one."""
+    if named := re.fullmatch(r"Literal\[(.*)\]", str(annotation)):
+        known = ast.literal_eval(f"({named[1]},)")
+        return "" if value in known else f"one of: {', '.join(map(str, known))}"
     kinds = [k.strip() for k in str(annotation).split("|")]
     if not set(kinds) <= set(_KINDS):
         return ""
