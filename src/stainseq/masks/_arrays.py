@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ._model import Mask, Masks, checked
 MOST_CHANNELS = 32
 """A last axis this short is one of classes; no image is so narrow."""
 
-_DAMAGED = (ValueError, OSError, EOFError, KeyError, IndexError, zipfile.BadZipFile)
+_DAMAGED = (ValueError, OSError, EOFError, KeyError, IndexError, zipfile.BadZipFile, zlib.error)
 
 
 def open_npy(path: Path) -> Masks:
@@ -100,12 +101,14 @@ def _from_npz(file: Any, where: object) -> Mask:
     raise FormatError(f"arrays {sorted(names)}", where=where, fix="name them inst_map and type_map")
 
 
-def csr(held: Any, prefix: str) -> np.ndarray:
+def csr(parts: Any, prefix: str) -> np.ndarray:
     """A dense map from the parts of a CSR matrix, named by a prefix in a mapping of arrays."""
     import scipy.sparse as sp
 
-    data, indices, indptr, shape = (np.asarray(held[prefix + k][...]) for k in ("data", "indices", "indptr", "shape"))
-    return sp.csr_matrix((data, indices, indptr), shape=tuple(int(v) for v in shape)).toarray()
+    data, indices, indptr, shape = (np.asarray(parts[prefix + k][...]) for k in ("data", "indices", "indptr", "shape"))
+    held = sp.csr_matrix((data, indices, indptr), shape=tuple(int(v) for v in shape))
+    held.check_format(full_check=True)  # places outside the map would be written there, to whatever memory it is
+    return held.toarray()
 
 
 def open_mat(path: Path) -> Masks:
