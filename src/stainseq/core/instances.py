@@ -110,7 +110,9 @@ def _integers(labels: np.ndarray) -> np.ndarray:
 @numba.njit(cache=True, nogil=True, inline="always")
 def _slot(keys, key):  # type: ignore[no-untyped-def]
     """Where a key is in an open-addressing table, or the free slot where it belongs; 0 and 1 mark free slots."""
-    slot = ((key ^ (key >> 15)) * 0x9E3779B1) & (len(keys) - 1)
+    # Upper bits are folded in: pairs with one large instance differ in these alone, and would queue for one slot.
+    mixed = (key ^ (key >> 15)) * 0x9E3779B1
+    slot = (mixed ^ (mixed >> 32)) & (len(keys) - 1)
     while keys[slot, 1] != 0 and keys[slot, 0] != key:
         slot = (slot + 1) & (len(keys) - 1)
     return slot
