@@ -224,3 +224,27 @@ def test_pieces_are_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert whole.ids == pieces.ids
     assert (whole.X != pieces.X).nnz == 0
     np.testing.assert_array_equal(whole.X.toarray(), pd.read_parquet(path).to_numpy())
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_whatever_is_not_black_is_in_a_mask(tmp_path: Path, kind: type) -> None:
+    from stainseq.readers import _pixel2gene
+
+    want = np.random.default_rng(0).random((6, 9)) < 0.4
+    grey, blue = want.astype(kind), np.zeros((6, 9, 3), dtype=kind)
+    blue[..., 0] = want
+    opaque = np.dstack([blue, np.full((6, 9), 255, dtype=kind)])
+    for pixels in (grey, blue, opaque):
+        cv2.imwrite(str(tmp_path / "mask-small-hs.png"), pixels)
+        got = _pixel2gene.read_mask(tmp_path / "mask-small-hs.png", shapes=((6, 9),))
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("index", [None, ["1_2_3_4", "5_6_7_8"]])
+def test_binned_transcripts_whose_ids_are_no_bins(tmp_path: Path, index: list[str] | None) -> None:
+    from stainseq.readers import _pixel2gene
+
+    path = tmp_path / "transcript_cnts29.22.parquet"
+    pd.DataFrame({"A": [1, 2], "B": [0, 3]}, index=index).to_parquet(path)
+    with pytest.raises(FormatError, match="ids that are no bins"):
+        _pixel2gene.binned(path)

@@ -180,6 +180,23 @@ def test_cells_without_a_matrix_are_summed_from_their_bins(output, tmp_path: Pat
     assert any("no counts of nuclei" in line for line in coarse.attrs["stainseq"]["notes"])
 
 
+def test_outlines_that_are_no_polygons_and_bins_of_no_cell(output, tmp_path: Path) -> None:
+    folder, _ = output
+    source = tmp_path / "run"
+    shutil.copytree(folder, source)
+    (source / "segmented_outputs/filtered_feature_cell_matrix.h5").unlink()
+    mappings = pd.read_parquet(source / "barcode_mappings.parquet")
+    mappings["cell_id"] = pd.array([None] * len(mappings), dtype="string")
+    mappings.to_parquet(source / "barcode_mappings.parquet", index=False)
+    assert ss.io.read(source, bins_um=[2], image="none")["counts_cells"].X.nnz == 0
+    outlines = source / "segmented_outputs/nucleus_segmentations.geojson"
+    told = json.loads(outlines.read_text())
+    told["features"][1]["geometry"] = {"type": "Point", "coordinates": [3, 4]}
+    outlines.write_text(json.dumps(told))
+    with pytest.raises(FormatError, match=r"1 of \d+ cells are no polygons"):
+        ss.io.read(source, bins_um=[8], image="none")
+
+
 @pytest.mark.parametrize("missing", ["matrix", "positions", "all"])
 @pytest.mark.parametrize("kind", ["filtered", "raw"])
 def test_feature_slices_stand_in_for_what_is_missing(output, tmp_path: Path, missing: str, kind: str) -> None:

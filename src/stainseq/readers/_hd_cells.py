@@ -196,8 +196,8 @@ def _summed(
     from ._hd_matrix import blocks
 
     frame = elements["shapes"][name]
-    position = pd.Index(frame.index).get_indexer(owners.names)
-    mine = np.where((owners.cell >= 0) & inside, position[owners.cell], -1)
+    position = np.append(pd.Index(frame.index).get_indexer(owners.names), -1)  # the last: of no cell
+    mine = np.where(inside, position[owners.cell], -1)
     total = sparse.csr_matrix((len(frame), fine.n_vars), dtype=np.int32)
     for start, block in blocks(fine.X):
         at = mine[start : start + block.shape[0]]
@@ -242,9 +242,16 @@ def outlines(path: Path) -> tuple[list[str], np.ndarray]:
     import shapely
 
     try:
-        features = json.loads(path.read_text())["features"]
+        features = json.loads(path.read_text(encoding="utf-8"))["features"]
         ids = [str(f["properties"]["cell_id"]) for f in features]
         shapes = shapely.from_geojson([json.dumps(f["geometry"]) for f in features])
     except (ValueError, KeyError, TypeError, OSError, shapely.GEOSException) as e:
         raise FormatError(f"no GeoJSON of cells ({e})", where=path, fix="download it again") from e
+    others = ~np.isin(shapely.get_type_id(shapes), (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON))
+    if others.any():
+        raise FormatError(
+            f"{int(others.sum())} of {len(ids)} cells are no polygons (cell {ids[int(others.argmax())]})",
+            where=path,
+            fix="download it again",
+        )
     return ids, shapes

@@ -174,7 +174,7 @@ def binned(path: Path) -> tuple[Counts, np.ndarray, float]:
     size = float(match[1])
     counts = read_counts(path)
     try:
-        at = np.array([[int(v) for v in i.split("_")] for i in counts.ids], dtype=np.int64).reshape(-1, 2)
+        at = np.array([(int(col), int(row)) for col, row in (i.split("_") for i in counts.ids)], dtype=np.int64)
     except ValueError as e:
         raise FormatError(
             f"ids that are no bins ({counts.ids[0]}, ...)", where=path, fix="ids are <column>_<row>, such as 12_30"
@@ -318,9 +318,11 @@ def read_mask(path: Path, *, shapes: tuple[tuple[int, int], ...]) -> np.ndarray:
     """
     import cv2
 
-    pixels = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    if pixels is None:
+    # As it is: conversion to 8 bits of grey would make black of small numbers and dark colours. Opacity does not count.
+    read = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    if read is None:
         raise FormatError("the mask cannot be read: no PNG, or damaged", where=path, fix="copy it again")
+    pixels = read.any(axis=2)
     if pixels.shape not in shapes:
         want = " or ".join(f"{h} x {w}" for h, w in dict.fromkeys(shapes))
         raise InputError(
@@ -328,7 +330,7 @@ def read_mask(path: Path, *, shapes: tuple[tuple[int, int], ...]) -> np.ndarray:
             where=path,
             fix="masks have one pixel per superpixel of the whole picture",
         )
-    return np.asarray(pixels > 0)
+    return np.asarray(pixels)
 
 
 def outlines(mask: np.ndarray, side_um: float) -> list[Any]:

@@ -188,14 +188,7 @@ def _find(path: Path) -> list[_Files]:
         image = next((p for p in places if p.is_file()), None)
         if image is None:
             continue
-        rest = {
-            role: p if (p := folder / f"{prefix}{name}.txt").is_file() else None
-            for role, name in (
-                ("pixel_size", "pixel-size-raw"),
-                ("target_size", "pixel-size"),
-                ("radius", "radius-raw"),
-            )
-        }
+        rest = {role: p if (p := folder / f"{prefix}{name}.txt").is_file() else None for role, name in _SIZES}
         counts, at = (
             next((p for e in ("parquet", "tsv") if (p := folder / f"{prefix}{name}.{e}").is_file()), None)
             for name in ("cnts", "locs-raw")
