@@ -149,6 +149,15 @@ def test_failing_slide(folder, sources, calls):
     (export,) = (s for s in result["steps"] if s["slide"] == "")
     assert (export["state"], export["step"]) == ("run", "export")
     assert str(folder / "results" / "bad.zarr") not in export["command"]
+    # What a step over the cohort wrote is made again where it is gone, and only then.
+    calls.clear()
+    assert told(folder)[1]["counts"]["done"] == 5
+    (folder / "results" / "cells.geojson").unlink()
+    (folder / "results" / "cells.geojson.export.json").unlink()
+    calls.clear()
+    told(folder)
+    assert [a[0] for a in calls] == ["convert", "export"]
+    assert (folder / "results" / "cells.geojson").is_file()
     cohort = (folder / "results" / "run" / "cohort.csv").read_text()
     assert "bad" not in cohort
     assert str(folder / "results" / "s0.zarr") in cohort
@@ -171,6 +180,13 @@ def test_failing_slide(folder, sources, calls):
         ("[run]\ncohort='cohort.csv'\nout='x'\n[[step]]\ndo='tissue'\nslides=['s7']", "no slide 's7'"),
         ("[run]\ncohort='cohort.csv'\nout='x'\n[[step]]\ndo='tissue'\nname='a'\n[[step]]\ndo='info'\nname='a'", "'a'"),
         ("[run]\ncohort='cohort.csv'\nout='x'\n[[step]]\ndo='run'", "no step"),
+        ("[[run]]\ncohort='cohort.csv'\nout='x'\n[[step]]\ndo='tissue'", "no table run"),
+        ("[run]\ncohort='cohort.csv'\nout=5\n[[step]]\ndo='tissue'", "out = 5"),
+        ("[run]\ncohort=5\nout='x'\n[[step]]\ndo='tissue'", "cohort = 5"),
+        ("[run]\nslides='s0'\nout='x'\n[[step]]\ndo='tissue'", "give a list: slides"),
+        ("[run]\nslides=[1]\nout='x'\n[[step]]\ndo='tissue'", "give a list: slides"),
+        ("[run]\ncohort='cohort.csv'\nout='x'\n[[step]]\ndo='tissue'\nslides='s0'", "step 1; give a list: slides"),
+        ("[run]\ncohort='cohort.csv'\nout='x'\n[[step]]\ndo='tissue'\nargs=3", "give a list: args"),
     ],
 )
 def test_bad_files(text, message, folder, calls, capfd):

@@ -115,6 +115,10 @@ class Result:
         Its last line, where it failed.
     key
         Fingerprint of all that it depends on.
+    figures
+        File of what the command told as JSON, "" where it told nothing.
+    command
+        Its arguments.
     """
 
     slide: str
@@ -150,13 +154,16 @@ def read_pipeline(path: Path, *, out: Path | None = None) -> Pipeline:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise FormatError(f"no TOML ({e})", where=path, fix="correct that line") from e
     run, steps = held.get("run"), held.get("step")
-    strange = sorted(set(held) - {"run", "step"}) + sorted(set(run or {}) - {"cohort", "slides", "out"})
+    if not isinstance(run, dict) or not isinstance(steps, list) or not steps:
+        raise InputError("no table run or no step", where=path, fix="write [run] and one or more [[step]]")
+    strange = sorted(set(held) - {"run", "step"}) + sorted(set(run) - {"cohort", "slides", "out"})
     if strange:
         raise InputError(
             f"unknown {', '.join(strange)}", where=path, fix="tables are run (cohort, slides, out) and step"
         )
-    if not isinstance(run, dict) or not isinstance(steps, list) or not steps:
-        raise InputError("no table run or no step", where=path, fix="write [run] and one or more [[step]]")
+    for key in ("cohort", "out"):
+        if not isinstance(run.get(key, ""), str):
+            raise InputError(f"{key} = {run[key]!r}", where=path, fix="give a path in quotes")
     folder = path.absolute().parent
     place = out or (folder / run["out"] if "out" in run else None)
     if place is None:
@@ -174,7 +181,7 @@ def _slides(run: dict[str, Any], folder: Path, path: Path) -> dict[str, dict[str
         rows = read_cohort(folder / run["cohort"]).table.fillna("").to_dict("records")
         return {str(r["slide"]): {"source": str(r["path"]), **{k: str(v) for k, v in r.items()}} for r in rows}
     found: dict[str, dict[str, str]] = {}
-    for source in run["slides"]:
+    for source in _texts(run, "slides", path):
         name = re.sub(r"(\.ome)?\.(zarr(\.zip)?|tiff?|svs|h5ad)$", "", Path(source).name) or "slide"
         if name in found:
             raise InputError(f"two slides are called {name!r}", where=path, fix="use a cohort, which names them")
@@ -184,6 +191,14 @@ def _slides(run: dict[str, Any], folder: Path, path: Path) -> dict[str, dict[str
     if not found:
         raise InputError("no slides", where=path)
     return found
+
+
+def _texts(table: dict[str, Any], key: str, where: object) -> list[str]:
+    """A list of texts: one text alone would be taken for a list of letters."""
+    value = table[key]
+    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+        raise InputError(f"{key} = {value!r}", where=where, fix=f'give a list: {key} = ["...", "..."]')
+    return value
 
 
 def _steps(steps: list[Any], slides: set[str], path: Path) -> Iterator[Step]:
@@ -206,10 +221,10 @@ def _steps(steps: list[Any], slides: set[str], path: Path) -> Iterator[Step]:
         over = given.get("over", "cohort" if do in OVER_COHORT else "slide")
         if over not in ("slide", "cohort"):
             raise InputError(f"over = {over!r}", where=where, fix='"slide" or "cohort"')
-        only = given.get("slides")
+        only = _texts(given, "slides", where) if "slides" in given else None
         if only is not None and not set(only) <= slides:
             raise InputError(f"no slide {sorted(set(only) - slides)[0]!r}", where=where)
-        args = tuple(str(a) for a in given.get("args", POSITIONAL.get(do, ("{store}",))))
+        args = tuple(_texts(given, "args", where) if "args" in given else POSITIONAL.get(do, ("{store}",)))
         options = {k: v for k, v in given.items() if k not in RESERVED}
         yield Step(name, do, over, args, options, None if only is None else tuple(only))
 
@@ -385,7 +400,7 @@ class Runner:
         full = [*argv, *(["--json", figures] if "--json" not in argv else [])]
         full += ["--overwrite"] if mine and step.do in OVERWRITES and "--overwrite" not in argv else []
         store = None if slide is None else self.pipeline.out / f"{slide}.zarr"
-        there = _elements(store)
+        there = _elements(store) | _places(argv)
         start = time.perf_counter()
         code, error = _call(full, folder / f"{step.name}.log")
         seconds = round(time.perf_counter() - start, 3)
@@ -393,7 +408,8 @@ class Runner:
             return Result(slide or "", step.name, "failed", seconds, error, key, "", argv)
         figures = figures if Path(figures).exists() else ""
         result = Result(slide or "", step.name, "run", seconds, "", key, figures, argv)
-        outputs = sorted(p for p, made in _elements(store).items() if there.get(p) != made)
+        now = _elements(store) | _places(argv)
+        outputs = sorted(p for p, made in now.items() if there.get(p) != made)
         outputs += [str(store)] if store is not None and store.exists() else []
         from .. import __version__
 
@@ -406,6 +422,12 @@ def _elements(store: Path | None) -> dict[str, tuple[int, int]]:
     if store is None or not store.is_dir():
         return {}
     found = [p for p in store.glob("*/*") if p.is_dir() and not p.name.startswith(".")]
+    return {str(p): (p.stat().st_ino, p.stat().st_ctime_ns) for p in found}
+
+
+def _places(argv: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Files and folders that a command names, with what changes when they are replaced."""
+    found = [Path(a).absolute() for a in argv if len(a) > 1 and not a.startswith("--") and os.path.exists(a)]
     return {str(p): (p.stat().st_ino, p.stat().st_ctime_ns) for p in found}
 
 
@@ -451,7 +473,6 @@ def lock(pipeline: Pipeline) -> Any:
     except BlockingIOError as e:
         handle.close()
         raise InputError("another run is at work here", where=pipeline.out, fix="wait for it, or stop it first") from e
-    os.set_inheritable(handle.fileno(), False)
     return handle
 
 

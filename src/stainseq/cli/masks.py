@@ -176,7 +176,8 @@ def _kinds(path: Path) -> list[str]:
         held = jsonlib.loads(path.read_text(encoding="utf-8"))
     except ValueError as e:
         raise FormatError(f"no JSON ({e})", where=path, fix="give a list of names") from e
-    if isinstance(held, dict) and sorted(held.values()) in (list(range(len(held))), list(range(1, len(held) + 1))):
+    numbered = isinstance(held, dict) and all(isinstance(v, int) for v in held.values())
+    if numbered and sorted(held.values()) in (list(range(len(held))), list(range(1, len(held) + 1))):
         return sorted(held, key=held.__getitem__)
     if isinstance(held, list) and all(isinstance(k, str) for k in held):
         return held
