@@ -197,7 +197,7 @@ def encode(
                     frame: Frame = frame, sides: Any = sides, first: bool = i == 0) -> None:  # fmt: skip
                 cover = shares if first else np.empty_like(shares)  # of the finest tokens, for all parts
                 core.square_means(values, weights, frame.at, sides, out=store[:, target], coverage=cover,
-                                  n_jobs=settings.n_jobs)  # fmt: skip
+                                  n_jobs=settings.n_jobs, wrote=engine.unmapping(store))  # fmt: skip
 
             job.write(slice(i, i + 1), values, put)
             job.flush()

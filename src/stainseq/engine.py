@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import mmap
 import os
 import queue
 import threading
@@ -41,6 +42,9 @@ ENGINE_VERSION = 2
 
 BATCH = 32
 """Windows a batch: enough that reading, encoding and writing overlap, little to repeat after a kill."""
+
+_MAPPED = 1 << 28
+"""Bytes of a result that may lie mapped in memory before they are let go."""
 
 MAX_UPSAMPLING = 8.0
 """A slide this much coarser than the encoder's pixels holds none of what the encoder looks at."""
@@ -370,12 +374,46 @@ class _Job:
             self._array = self._open()
         if isinstance(self._array, np.memmap):
             self._array.flush()
+            _let_go(self._array)
         if self._reached > self._vouched:
             with open(self._log, "ab") as f:
                 f.write(f"{self._reached}\n".encode())
                 f.flush()
                 os.fsync(f.fileno())
         self._vouched, self._flushed = self._reached, time.monotonic()
+
+
+def unmapping(store: np.ndarray) -> Callable[[int], None]:
+    """Lets go of the pages of a memory map every so many rows: what lies in the file needs no place in memory.
+
+    Parameters
+    ----------
+    store
+        A writable memory map. Pages that were changed stay with the system until they are on disk.
+
+    Returns
+    -------
+    Callable
+        To be called with the number of rows written since the last call.
+    """
+    held, lock = 0, threading.Lock()
+    per_row = store.nbytes // max(len(store), 1)
+
+    def wrote(rows: int) -> None:
+        nonlocal held
+        with lock:
+            held += rows * per_row
+            if held > _MAPPED:
+                _let_go(store)
+                held = 0
+
+    return wrote
+
+
+def _let_go(store: np.ndarray) -> None:
+    mapped = getattr(store, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ integral of the map, which is constant on each token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -75,6 +75,7 @@ def square_means(
     coverage: np.ndarray,
     n_jobs: int = 1,
     band_bytes: int = BAND_BYTES,
+    wrote: Callable[[int], None] | None = None,
 ) -> None:
     """Weighted means of a map over squares of several sides around points.
 
@@ -100,6 +101,8 @@ def square_means(
         Threads; no number depends on it.
     band_bytes
         Prefix sums that a thread may hold; the map is read in bands of rows and blocks of values of that size.
+    wrote
+        Called with the rows of `out` that were written in part.
     """
     rows, columns, d = values.shape
     reach = int(np.ceil(max(sides) / 2)) + 1
@@ -125,6 +128,8 @@ def square_means(
             _means(_prefix(part, weight), local, float(side), means, shares)
             out[mine, s * d + c : s * d + c + part.shape[2]] = means
             coverage[mine, s] = shares
+        if wrote is not None:
+            wrote(len(mine))
 
     with ThreadPoolExecutor(max(1, n_jobs)) as pool:
         list(pool.map(run, tasks))
