@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from spatialdata.transformations import Identity
 
 import stainseq as ss
 from stainseq import regions
@@ -248,3 +249,15 @@ def test_binned_transcripts_whose_ids_are_no_bins(tmp_path: Path, index: list[st
     pd.DataFrame({"A": [1, 2], "B": [0, 3]}, index=index).to_parquet(path)
     with pytest.raises(FormatError, match="ids that are no bins"):
         _pixel2gene.binned(path)
+
+
+def test_transcripts_in_no_cell_have_one_word_for_it(tmp_path: Path) -> None:
+    from stainseq.readers._build import Notes
+    from stainseq.readers._pixel2gene import transcripts
+
+    path = tmp_path / "transcript_he_pixel.parquet"
+    at = {"x_location": [1.0, 2, 3, 4], "y_location": 1.0, "he_x": [2.0, 4, 6, 8], "he_y": 5.0, "feature_name": "A"}
+    pd.DataFrame({**at, "cell_id": ["aaa-1", None, "-1", "UNASSIGNED"]}).to_parquet(path)
+    frame = transcripts(path, 0.5, (10, 10), {"um": Identity()}, notes=Notes("s")).compute()
+    assert frame["cell_id"].tolist() == ["aaa-1", *["UNASSIGNED"] * 3]
+    np.testing.assert_allclose(frame[["x", "y"]], np.column_stack([[1, 2, 3, 4], [2.5] * 4]))

@@ -180,6 +180,18 @@ def test_cells_without_a_matrix_are_summed_from_their_bins(output, tmp_path: Pat
     assert any("no counts of nuclei" in line for line in coarse.attrs["stainseq"]["notes"])
 
 
+def test_the_other_matrix_is_taken_where_it_alone_is_there_and_noted(output, tmp_path: Path) -> None:
+    folder, _ = output
+    part = tmp_path / "run"
+    shutil.copytree(folder, part, ignore=shutil.ignore_patterns("segmented_outputs", "square_002um", "square_016um"))
+    (part / "binned_outputs/square_008um/filtered_feature_bc_matrix.h5").unlink()
+    sdata = ss.io.read(part, image="none")
+    want = ss.io.read(folder, bins_um=8, matrix="raw", image="none")
+    assert sdata["counts_bins_008um"].n_obs == want["counts_bins_008um"].n_obs
+    assert any("no filtered matrix is here" in line for line in sdata.attrs["stainseq"]["notes"])
+    assert not any("matrix is here" in line for line in want.attrs["stainseq"]["notes"])
+
+
 def test_outlines_that_are_no_polygons_and_bins_of_no_cell(output, tmp_path: Path) -> None:
     folder, _ = output
     source = tmp_path / "run"

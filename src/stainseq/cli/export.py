@@ -37,7 +37,7 @@ def export(
         Table that is written; may be repeated where the format takes several. The region's counts or prediction when
         left out.
     split_file
-        CSV with the columns slide and part (train, test): which slide goes to which part.
+        What goes to which part: JSON of stainseq split, or CSV with the columns slide and part (train, test).
     overwrite
         Replace an earlier export. Nothing else is ever replaced.
     """

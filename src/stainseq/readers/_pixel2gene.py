@@ -18,6 +18,7 @@ from ..core import delimited, pickles
 from ..core import superpixels as original
 from ..errors import FormatError, InputError, MissingError
 from ._tables import Counts, check_ids, read_text_counts
+from ._xenium import UNASSIGNED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -266,8 +267,10 @@ def _transcript_part(
     out = pd.DataFrame({a: table[c].astype(np.float64) * pixel for a, c in zip("xy", at, strict=True)})
     out["feature_name"] = pd.Categorical([_text(v) for v in table["feature_name"]], categories=names)
     for column in extra:
-        text = column == "cell_id"
-        out[column] = table[column].map(_text).astype("string[pyarrow]") if text else table[column]
+        out[column] = table[column]
+    if "cell_id" in extra:
+        ids = table["cell_id"].map(_text, na_action="ignore")
+        out["cell_id"] = ids.mask(ids.isna() | ids.isin(["-1", ""]), UNASSIGNED).astype("string[pyarrow]")
     return out
 
 

@@ -120,6 +120,10 @@ def read(
     slices = open_slices(found.slices, version=version) if found.slices is not None else None
     chosen = _chosen(found, bins_um, slices)
     loaded = {size: _hd.load(found, size, matrix, slices=slices, version=version) for size in chosen}
+    for size in chosen:
+        used = found.bins[size].matrix(matrix) if size in found.bins else None
+        if used is not None and not used.name.startswith(matrix):
+            notes(f"bins_{size:03d}um: no {matrix} matrix is here, {used.name} is taken")
     own = {size: found.bins[size].scales() if size in found.bins else {} for size in chosen}
     scales = next((s for s in own.values() if s), {}) or next((s for b in found.bins.values() if (s := b.scales())), {})
     full, told = _pixel_um(mpp, scales, loaded, found.folder)
