@@ -282,7 +282,7 @@ def assemble(
         if void == len(spots.ids):
             notes("all counts are zero")
         elif void:
-            notes(f"{void} of {len(spots.ids)} spots have no count at all")
+            notes(f"the rows of {void} of {len(spots.ids)} spots hold nothing but zeros")
     mpp = facts.get("mpp")
     scales = dict(others or {})
     images, shapes, tables = {}, {}, {}

@@ -273,7 +273,7 @@ def _table(bundle: Bundle, cells: Any, counts: Counts, notes: Notes) -> Any:
     table.obsm[keys.SPATIAL] = cells[kept][["x_centroid", "y_centroid"]].to_numpy(dtype=np.float64)
     void = int((np.asarray(table.X.sum(axis=1)) == 0).sum())
     if void:
-        notes(f"{void} of {table.n_obs} cells have no count at all")
+        notes(f"the rows of {void} of {table.n_obs} cells hold nothing but zeros")
     table.uns[READ] = {"notes": list(notes.lines)}
     return TableModel.parse(table, region=keys.CELLS, region_key=keys.REGION_KEY, instance_key=keys.INSTANCE_KEY)
 
