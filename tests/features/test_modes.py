@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import stainseq as ss
 from stainseq import featurise, regions, store
 from stainseq._settings import settings
 from stainseq.errors import FormatError, InputError, MissingError, ScaleError
+from stainseq.heads import _ranks
 
 OWN = 42  # numbers of the colour encoder
 
@@ -101,6 +104,46 @@ def test_all_slides_are_encoded_in_the_way_of_the_first(slide: Any, tmp_path: Pa
     ss.pp.features(slide, encoder="colour", region="superpixels", mode="windows")
     train([slide, other], tmp_path / "m", "colour")
     assert facts(other)["mode"] == "windows"
+
+
+def test_other_processes_take_what_the_first_has_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several that torchrun has started one encodes; the others opened the slides before it did."""
+    paths = [tmp_path / f"s{i}.zarr" for i in (0, 1)]
+    for i, path in enumerate(paths):
+        store.create(path, make(i), step="convert", parameters={})
+
+    @contextmanager
+    def after_the_first(device: str | None = None) -> Iterator[None]:
+        for path in paths:
+            featurise.ensure_features(store.open(path), region="superpixels", encoder="colour")
+        with monkeypatch.context() as patch:
+            patch.setattr(featurise, "write_features", lambda *_, **__: pytest.fail("encoded twice"))
+            yield
+
+    monkeypatch.setattr(_ranks, "first_alone", after_the_first)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    train(paths, tmp_path / "M", "colour")
+    assert not (tmp_path / "M").exists()
+
+
+def test_squares_of_both_sides_of_a_fold_share_no_pixel() -> None:
+    from scipy.spatial import cKDTree
+
+    from stainseq.tl._train import make_folds
+    from stainseq.trainset import Foreseen
+
+    xy = np.stack(np.meshgrid(np.arange(0, 4000, 50.0), np.arange(0, 4000, 50.0)), -1).reshape(-1, 2)
+    same = np.zeros(len(xy), int)
+    for about, reach in (
+        ({"fields_um": [112.0]}, 112),
+        ({"fields_um": [112.0], "scales_um": [8.0, 400.0]}, 400),
+        ({"mode": "map", "scales_um": [250.0]}, 250),
+    ):
+        data = Foreseen(xy, same, same, [{"patient_known": True}], about)
+        _, folds = make_folds(data, "block", n_folds=2, block_um=2000.0, seed=0)
+        for fold in folds:
+            assert cKDTree(xy[fold.test]).query(xy[fold.train])[0].min() >= reach
 
 
 def test_wrong_modes_are_refused(slide: Any) -> None:

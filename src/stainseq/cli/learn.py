@@ -81,6 +81,7 @@ def train(
         auto, cpu, cuda, mps; for encoding.
     """
     import stainseq as ss
+    from stainseq.heads._ranks import first_alone
     from stainseq.tl._train import is_first
 
     if not slides:
@@ -89,8 +90,11 @@ def train(
         raise CycloptsError(msg="no slide to learn from: name one or more stores, or a cohort CSV")
     cohort = len(slides) == 1 and slides[0].suffix.lower() == ".csv"
     given: Any = slides[0] if cohort else list(slides)
+    options_of_head = options(option)
     if region == keys.SUPERPIXELS and table_key is None:
-        given = _with_superpixels(given)
+        with first_alone(options_of_head.get("device")):
+            if is_first():
+                _lay_superpixels(given)
     metrics = ss.tl.train(
         given,
         out=out,
@@ -105,7 +109,7 @@ def train(
         n_genes=n_genes,
         table_key=table_key,
         normalize=normalize,
-        options=options(option),
+        options=options_of_head,
         seed=seed,
         overwrite=overwrite,
         device=device,
@@ -126,19 +130,17 @@ def train(
     emit(metrics, json, show)
 
 
-def _with_superpixels(given: Any) -> Any:
-    """The slides, opened, with superpixels laid and counted on those that have transcripts and no such table."""
+def _lay_superpixels(given: Any) -> None:
+    """Lay and count superpixels on the slides that have transcripts and no such table."""
     import stainseq as ss
     from stainseq import regions, trainset
 
-    opened = trainset.open_slides(given)
-    for sdata in opened:
+    for sdata in trainset.open_slides(given):
         if keys.counts(keys.SUPERPIXELS) in sdata.tables or keys.TRANSCRIPTS not in sdata.points:
             continue
         if keys.SUPERPIXELS not in regions.names(sdata):
             ss.pp.superpixels(sdata)
         ss.pp.aggregate(sdata, region=keys.SUPERPIXELS)
-    return opened
 
 
 def predict(

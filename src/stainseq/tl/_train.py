@@ -122,9 +122,10 @@ def train(
     opened, network = trainset.open_slides(slides), featurise.encoder_name(encoder)
     foreseen = trainset.foresee(opened, table=table_key or keys.counts(region), encoder=network)
     make_folds(foreseen, split, n_folds=n_folds, block_um=block_um, seed=seed)  # refuses before hours of encoding
-    with _ranks.first_alone():
+    with _ranks.first_alone((options or {}).get("device")):
         data = trainset.assemble(
-            opened,
+            # Opened again by the others: the first has written features since.
+            opened if is_first() else trainset.open_slides(slides),
             region=region,
             encoder=network,
             weights=weights,
@@ -387,7 +388,8 @@ def make_folds(
     n_patients, n_slides = len(np.unique(data.patient)) if known else 1, len(data.slides)
     split = split or ("patient" if n_patients > 1 else "slide" if n_slides > 1 else "block")
     if split == "block":
-        buffer_um = max(float(f) for f in data.encoder.get("fields_um", [112.0]))
+        seen_um = [*data.encoder.get("fields_um", [112.0]), *(data.encoder.get("scales_um") or [])]
+        buffer_um = max(float(side) for side in seen_um)
         return split, splits.by_block(
             data.coordinates, data.slide, block_um=block_um, buffer_um=buffer_um, n_folds=n_folds or 5, seed=seed
         )
