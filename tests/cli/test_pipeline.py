@@ -163,6 +163,16 @@ def test_failing_slide(folder, sources, calls):
     assert str(folder / "results" / "s0.zarr") in cohort
 
 
+def test_a_step_over_some_slides(folder, calls):
+    text = "[run]\ncohort = 'cohort.csv'\nout = 'results'\n[[step]]\ndo = 'convert'\n"
+    step = "[[step]]\ndo = 'export'\nto = 'h5ad'\ntable = 'counts_cells'\nslides = ['s1']\n"
+    (folder / "p.toml").write_text(text + step + "args = ['{stores}', '{out}/one.h5ad']\n")
+    assert told(folder)[0] == 0
+    assert calls[-1][:2] == ["export", str(folder / "results" / "s1.zarr")]
+    assert str(folder / "results" / "s0.zarr") not in calls[-1]
+    assert "s0" not in (folder / "results" / "run" / "cohort.csv").read_text().replace(str(folder), "")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -352,7 +352,7 @@ class Runner:
         return results
 
     def cohort_step(self, step: Step, slides: Sequence[str], before: Sequence[str]) -> Result:
-        """A step over all slides that are still good.
+        """A step over the slides that it is for and that are still good.
 
         Parameters
         ----------

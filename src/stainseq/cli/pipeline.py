@@ -92,7 +92,7 @@ def check(made: Pipeline) -> None:
     built, problems = app(), []
     for step in made.steps:
         slide = None if step.over == "cohort" else next(iter(step.slides or made.slides))
-        argv = _pipeline.command(made, step, slide, list(made.slides))
+        argv = _pipeline.command(made, step, slide, step.slides or list(made.slides))
         try:
             built.parse_args([*argv, "--json", "x.json"], print_error=False, exit_on_error=False)
         except CycloptsError as e:
@@ -111,7 +111,8 @@ def _run_all(made: Pipeline, runner: Any, jobs: int, cluster: str | None, stop_o
     good = list(made.slides)
     for group in _pipeline.groups(made):
         if group[0].over == "cohort":
-            found = [runner.cohort_step(group[0], good, [keys[s] for s in good])]
+            mine = [s for s in good if group[0].slides is None or s in group[0].slides]
+            found = [runner.cohort_step(group[0], mine, [keys[s] for s in mine])]
             if found[0].state in ("failed", "blocked"):
                 # What follows a failed step over the cohort would stand on what is not there.
                 good = []
