@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-_LEVEL = 4
-"""Of deflate: 2.5 times smaller than level 1 on such maps, and still a tenth of what the picture costs."""
+_LEVEL = 6
+"""Of libdeflate: smaller than level 1 on such maps in the same time, an eighth of what the picture costs."""
 
 _DAY = (1 << 5) | 1  # 1980-01-01, the first day that an archive can tell: the same content is the same file
 
@@ -56,14 +56,23 @@ def drawn(mask: np.ndarray, seen: np.ndarray) -> Drawn:
 @numba.njit(cache=True, nogil=True)
 def _drawn(mask, seen):  # type: ignore[no-untyped-def]
     height, width = mask.shape
+    # One pass over all pixels, and one over those that are drawn.
+    indices, values = np.empty(height * width, dtype=np.int32), np.empty(height * width, dtype=np.int32)
+    indptr = np.zeros(height + 1, dtype=np.int32)
     found = np.empty(256, dtype=np.int64)
-    n, pixels = 0, 0
+    n, at = 0, 0
+    last = np.uint32(0)
     for r in range(height):
         for c in range(width):
             v = mask[r, c]
             if v == 0:
                 continue
-            pixels += 1
+            indices[at] = c
+            values[at] = np.int32(v)
+            at += 1
+            if v == last:
+                continue
+            last = v
             if seen[v] == 0:
                 seen[v] = 1
                 if n == len(found):
@@ -72,24 +81,17 @@ def _drawn(mask, seen):  # type: ignore[no-untyped-def]
                     found = more
                 found[n] = v
                 n += 1
+        indptr[r + 1] = at
     members = np.sort(found[:n])
     for i in range(n):
         seen[members[i]] = i + 1
-    indices, instances = np.empty(pixels, dtype=np.int32), np.empty(pixels, dtype=np.int32)
-    indptr = np.zeros(height + 1, dtype=np.int32)
-    at = 0
-    for r in range(height):
-        for c in range(width):
-            v = mask[r, c]
-            if v != 0:
-                indices[at] = c
-                instances[at] = seen[v]
-                at += 1
-        indptr[r + 1] = at
+    instances = np.empty(at, dtype=np.int32)
+    for k in range(at):
+        instances[k] = seen[values[k]]
     for i in range(n):
         seen[members[i]] = 0
         members[i] -= 1
-    return members, indices, indptr, instances
+    return members, indices[:at].copy(), indptr, instances
 
 
 class Packed(NamedTuple):
