@@ -319,3 +319,77 @@ def test_refusals(make, slide, tmp_path):
         ss.io.export([slide, renamed], tmp_path / "o", to="cellvit")
     with pytest.raises(MissingError, match="no regions are named"):
         ss.io.export(make.slide(cells=False), tmp_path / "o", to="cellvit", table=[])
+
+
+def test_killed_in_the_middle(make, tmp_path):
+    """Nothing appears; the next export clears what the dead one left, and writes what it would have written."""
+    import os
+    import signal
+    import subprocess
+    import sys
+
+    slide = make.dataset(n=30)
+    del slide.shapes["patches"]
+    store = tmp_path / "s.zarr"
+    ss.io.write(slide, store)
+    ss.pp.patches(ss.io.open(store))
+    code = (
+        "import os, signal, sys, stainseq as ss\n"
+        "from stainseq.writers import _samples\n"
+        "counts, done = _samples.Patch.counts, []\n"
+        "def dying(self, n):\n"
+        "    done.append(1)\n"
+        "    len(done) < 7 or os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return counts(self, n)\n"
+        "_samples.Patch.counts = dying\n"
+        "ss.io.export(sys.argv[1], sys.argv[2], to='cellvit')\n"
+    )
+    target = tmp_path / "made"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(store), str(target)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not target.exists()
+    (left,) = [p for p in tmp_path.iterdir() if p.name.startswith(".made.export-")]
+    assert any(p.name == "images.zip" for p in left.rglob("*"))
+    ss.io.export(store, target, to="cellvit")
+    assert len(rows(target / "types.csv")) == 13
+    assert sorted(os.listdir(tmp_path)) == ["made", "s.zarr"]
+
+
+def test_several_nuclei_of_a_cell(make, truth, tmp_path):
+    """Instances apart, one id: that of their cell; labels of the cells' table reach both."""
+    slide = make.dataset(n=30)
+    nuclei = slide.shapes["nuclei"]
+    owners = nuclei["cell_id"].to_numpy(dtype=object).copy()
+    owners[7] = owners[6]
+    nuclei["cell_id"] = owners
+    slide.tables["counts_cells"] = _cells(slide, owners)
+    del slide.tables["counts_nuclei"]
+    ss.io.export(slide, tmp_path / "o", to="cellvit", labels="tangram.label", labels_table="counts_cells", card=False)
+    table = {r[1]: r for r in rows(tmp_path / "o" / "cell_ids.csv")[1:]}
+    names = list(nuclei.index)
+    assert table[names[6]][2:] == table[names[7]][2:]
+    assert len({r[3] for r in table.values()}) == 29
+    for name, image in truth.labels(slide).items():
+        instances, _ = truth.maps(truth.read(tmp_path / "o" / "labels.zip", f"{name}.npz"))
+        assert np.array_equal(instances, truth.contiguous(image))
+
+
+def _cells(slide, owners):
+    """The table of the nuclei as one of their cells."""
+    import geopandas as gpd
+    import shapely
+    from spatialdata.models import ShapesModel, TableModel
+    from spatialdata.transformations import Identity
+
+    held = slide.tables["counts_nuclei"]
+    first = ~np.array([owners[i] in owners[:i] for i in range(len(owners))])
+    ids = owners[first].tolist()
+    at = held.obsm["spatial"][first]
+    frame = gpd.GeoDataFrame({"radius": np.full(len(ids), 5.0)}, geometry=shapely.points(at), index=ids)
+    slide.shapes["cells"] = ShapesModel.parse(frame, transformations={"um": Identity()})
+    made = held[first].copy()
+    del made.uns["spatialdata_attrs"]
+    made.obs_names = ids
+    made.obs["region"], made.obs["instance_id"] = "cells", ids
+    made.obs["region"] = made.obs["region"].astype("category")
+    return TableModel.parse(made, region="cells", region_key="region", instance_key="instance_id")
