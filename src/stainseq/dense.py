@@ -267,8 +267,7 @@ def encode_part(
 
     def write(store: np.ndarray, batch: slice, tokens: np.ndarray) -> None:
         inner = tokens[:, part.halo : part.halo + size, part.halo : part.halo + size]
-        limit = float(np.finfo(np.float16).max)
-        for (row, column), block in zip(cells[batch], np.clip(inner, -limit, limit), strict=True):
+        for (row, column), block in zip(cells[batch], engine.in_range_of("float16", inner), strict=True):
             y, x = row * size, column * size
             h, w = min(size, frame.shape[0] - y), min(size, frame.shape[1] - x)
             store[y : y + h, x : x + w] = block[:h, :w]

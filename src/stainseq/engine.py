@@ -182,7 +182,7 @@ def encode_map(
     to_um = np.array([[pitch, 0, corner[0]], [0, pitch, corner[1]], [0, 0, 1.0]])
 
     def write(store: np.ndarray, batch: slice, tokens: np.ndarray) -> None:
-        inner = tokens[:, halo : halo + core, halo : halo + core].astype(dtype)
+        inner = in_range_of(dtype, tokens[:, halo : halo + core, halo : halo + core])
         for (i, j), block in zip(lattice[batch], inner, strict=True):
             x, y = i * core, j * core
             h, w = min(core, rows - y), min(core, cols - x)
@@ -194,6 +194,12 @@ def encode_map(
     shape = (rows, cols, encoder.token_dim)
     done = run(key, shape, len(lattice), read, encoder.tokens, write, batch_size, progress, dtype=dtype, fill=np.nan)
     return np.load(done.path, mmap_mode="r"), to_um, done
+
+
+def in_range_of(dtype: str, values: np.ndarray) -> np.ndarray:
+    """Values as a type of float holds them: beyond its largest they are its largest, not infinite."""
+    limit = float(np.finfo(dtype).max)
+    return np.clip(values, -limit, limit).astype(dtype)
 
 
 def run(

@@ -143,6 +143,8 @@ def test_refusals(planted):
     cells, reference, _ = planted
     lognorm = cells.copy()
     lognorm.X = np.log1p(lognorm.X)
+    mute = reference.copy()
+    mute.X = sp.csr_matrix(mute.X.multiply((mute.obs["ct"] != "type 2").to_numpy()[:, None]))
     one = reference.copy()
     one.obs["ct"] = "a"
     for data, ref, options, error in (
@@ -160,6 +162,8 @@ def test_refusals(planted):
     ):
         with pytest.raises(error):
             ss.tl.annotate(data.copy(), ref, **options)
+    with pytest.raises(InputError, match="of type 'type 2'"):
+        ss.tl.annotate(cells.copy(), mute)
 
 
 def test_command_on_a_slide(tmp_path, capsys):

@@ -118,6 +118,11 @@ def test_where_nothing_counts_the_nearest_token_stands_in() -> None:
     square_means(values, [weight, weight * 0], np.array([[4.5, 0.5], [1.5, 1.5]]), (1, 3), out=out, coverage=coverage)
     assert (out == 1).all()
     assert coverage.tolist() == [[0, 0], [1, 0]]
+    weight[2, 4] = 1
+    out, coverage = np.zeros((4, 1), np.float32), np.zeros((4, 1), np.float32)
+    at = np.array([[9.5, 2.5], [-5.0, 1.5], [9.5, 4.5], [3.5, 2.5]])
+    square_means(values, [weight], at, (1,), out=out, coverage=coverage)
+    assert out.ravel().tolist() == [4, 1, 4, 4]
 
 
 def test_needed_cores_are_those_that_squares_touch() -> None:

@@ -200,6 +200,14 @@ def test_dense_map_has_no_seams_and_equals_pixels(halo: int) -> None:
     np.testing.assert_allclose(tokens[..., :3].astype(float), expected, atol=0.2)
 
 
+def test_what_half_precision_cannot_hold_is_its_largest(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, encoder = pyramid(mpp=1.0), MeanColour()
+    small = encoder.tokens
+    monkeypatch.setattr(encoder, "tokens", lambda batch: small(batch) * 1e5)
+    tokens, _, _ = engine.encode_map(image, (0, 0, 100, 100), encoder)
+    assert tokens.max() == np.finfo(np.float16).max
+
+
 def test_dense_map_skips_unwanted_windows() -> None:
     image, encoder = pyramid(mpp=1.0), MeanColour()
     tokens, _, run = engine.encode_map(image, (0, 0, 320, 320), encoder, keep=lambda b: b[0] < 100)

@@ -149,8 +149,9 @@ def _fill(values: Any, weight: np.ndarray, at: np.ndarray, out: Any, coverage: n
             out[lost, :d] = 0
         else:
             near = distance_transform_edt(none, return_distances=False, return_indices=True)[:, y, x]
-            for i, row in enumerate(lost):
-                out[row, :d] = values[near[0, i], near[1, i]]
+            # Beyond a map's edge many places share a token, and a map on disk is read by chunks.
+            tokens, which = np.unique(near, axis=1, return_inverse=True)
+            out[lost, :d] = np.stack([values[row, column] for row, column in tokens.T])[which.ravel()]
     for s in range(1, coverage.shape[1]):
         lost = np.flatnonzero(coverage[:, s] <= LEAST)
         if len(lost):

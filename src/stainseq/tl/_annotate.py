@@ -123,6 +123,14 @@ def annotate(
         raise MissingError(f"no layer {reference_layer!r}", where=where, fix=f"reference_layer, one of: {there}")
     profiles = held.X if reference_layer is None else held.layers[reference_layer]
     profiles = _counts(normalize.check_counts(profiles, where=where), where)[types >= 0][:, shared.theirs]
+    silent = np.setdiff1d(np.arange(len(names)), types[types >= 0][np.asarray(profiles.sum(axis=1)).ravel() > 0])
+    if len(silent):
+        named = ", ".join(repr(names[i]) for i in silent[:3])
+        raise InputError(
+            f"no counts of type {named} in the {len(shared.ours)} shared genes",
+            where=where,
+            fix="leave such types out of the reference",
+        )
     rich = np.asarray(chosen.values.sum(axis=1)).ravel() > min_counts
     if not rich.any():
         raise InputError(f"no cell has more than {min_counts} counts", where=chosen.where, fix="lower min_counts")

@@ -12,22 +12,11 @@ import numpy as np
 from scipy import sparse
 
 from ..errors import InputError
-from ..store.matrices import largest_matrix, lazy, read_table, stored_tables
+from ..store.matrices import lazy
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
-
-__all__ = [
-    "Panels",
-    "Survey",
-    "as_dask",
-    "copy_with_results",
-    "largest_matrix",
-    "read_table",
-    "stored_tables",
-    "survey",
-]
 
 _BLOCK = 1024
 _PANELS = 6

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .._progress import progress
+from .._settings import settings
 from ..core import instances
 from ..errors import FormatError, InputError, MissingError, ScaleError
 
@@ -104,7 +105,7 @@ def maskqc(
         true, guess = _maps(ours, found, theirs, name, size)
         return _score(name, true, guess, _names(kinds, true, guess, name), radius_px, match_iou, compat)
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool, progress("scores", len(pairs)) as advance:
+    with ThreadPoolExecutor(settings.n_jobs) as pool, progress("scores", len(pairs)) as advance:
         scored = []
         for result in pool.map(one, pairs):
             scored.append(result)

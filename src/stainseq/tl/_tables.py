@@ -221,12 +221,12 @@ def open_path(path: str | os.PathLike[str], *, max_gb: float | None = None, moda
     if file.suffix == tables.H5AD and file.is_file() and max_gb is not None:
         import h5py
 
-        from . import _lazy
+        from ..store import matrices
 
         try:
             with h5py.File(file) as opened:
-                if _lazy.largest_matrix(opened) > max_gb * 2**29:
-                    return _lazy.read_table(opened, max_bytes=max_gb * 2**29)
+                if matrices.largest_matrix(opened) > max_gb * 2**29:
+                    return matrices.read_table(opened, max_bytes=max_gb * 2**29)
         except (OSError, KeyError, ValueError) as e:
             raise FormatError(f"not an AnnData file, or damaged ({e})", where=file, fix="write it again") from e
     if file.suffix in (tables.H5AD, tables.H5MU):
@@ -362,17 +362,17 @@ def _only_table(sdata: SpatialData, region: str) -> str:
 def _open_store(path: Path, max_gb: float | None) -> SpatialData:
     """A slide; tables with larger matrices than half of `max_gb` are opened lazily."""
     from .. import store
-    from . import _lazy
+    from ..store import matrices
 
-    groups = _lazy.stored_tables(path) if max_gb is not None else {}
+    groups = matrices.stored_tables(path) if max_gb is not None else {}
     limit = (max_gb or 0.0) * 2**29
-    if not any(_lazy.largest_matrix(group) > limit for group in groups.values()):
+    if not any(matrices.largest_matrix(group) > limit for group in groups.values()):
         return store.open(path)
     import spatialdata
 
     sdata = spatialdata.read_zarr(path, selection=("images", "labels", "points", "shapes"))
     for name, group in groups.items():
-        sdata.tables[name] = _lazy.read_table(group, max_bytes=limit)
+        sdata.tables[name] = matrices.read_table(group, max_bytes=limit)
     return sdata
 
 
