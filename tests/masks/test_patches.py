@@ -96,6 +96,7 @@ def test_other_resolution(slide):
 def test_refusals(slide):
     for bad, error in (
         ({"overlap_px": 256}, InputError),
+        ({"size_px": 256.5}, InputError),
         ({"mpp": 0}, InputError),
         ({"mpp": 0.1}, ScaleError),
         ({"min_cells": 10_000}, InputError),

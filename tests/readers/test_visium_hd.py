@@ -403,6 +403,13 @@ def test_what_lies_elsewhere(broken: Path, tmp_path: Path) -> None:
         ss.io.read(empty)
     with pytest.raises(MissingError, match="no Visium HD output"):
         ss.io.read(empty, platform="visium-hd")
+    for option, said in (
+        ({"bins_um": []}, "no size of bins"),
+        ({"mpp": 0}, "no pixel size"),
+        ({"version": "4"}, "give a whole number"),
+    ):
+        with pytest.raises(InputError, match=said):
+            ss.io.read(broken, **{"bins_um": 8, "image": "none", **option})
     (broken / "feature_slice.h5").unlink()
     with pytest.raises(MissingError, match="no bins of 4 um"):
         ss.io.read(broken, bins_um=[4])

@@ -27,6 +27,21 @@ def bundle(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "bundle"))
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"he_direction": "backwards"}, "one of: he_to_morphology, morphology_to_he"),
+        ({"masks": 1}, "give true or false"),
+        ({"min_qv": True}, "give a number"),
+        ({"morphology_origin_um": [1.0]}, "give x and y"),
+        ({"morphology_origin_um": "corner"}, "give x and y"),
+    ],
+)
+def test_values_of_options(made: Path, option: dict[str, object], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        ss.io.read(made, **option)
+
+
 def told(folder: Path, **changes: object) -> None:
     file = folder / "experiment.xenium"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
@@ -150,7 +165,7 @@ def test_no_transcripts_at_all(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_no_transcript_of_that_quality(bundle: Path) -> None:
-    with pytest.raises(InputError, match=r"none of \d+ transcripts is wanted \(quality 50 or more\).*min_qv"):
+    with pytest.raises(InputError, match=r"none of \d+ transcripts is wanted \(quality 50 or more\).*--min-qv 0"):
         ss.io.read(bundle, min_qv=50)
 
 

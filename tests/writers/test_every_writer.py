@@ -200,6 +200,12 @@ def test_tables_are_chosen_by_region_and_refused_when_they_contradict(make: Modu
         ss.io.export(sdata, tmp_path / "a.csv", to="csv", table=["counts_cells", "counts_superpixels"])
     with pytest.raises(InputError, match="is no count"):
         ss.io.export(sdata, tmp_path / "a", to="superpixel", table="pred_ridge_superpixels")
+    with pytest.raises(MissingError, match="no gene 5,"):
+        ss.io.export(sdata, tmp_path / "a.csv", to="csv", table="counts_cells", genes=5)
+    with pytest.raises(MissingError, match="column 5,"):
+        ss.io.export(sdata, tmp_path / "a.geojson", to="geojson", table="counts_cells", measurements=5)
+    with pytest.raises(InputError, match="one of: wide, long"):
+        ss.io.export(sdata, tmp_path / "a.csv", to="csv", table="counts_cells", layout="tall")
     assert not list(tmp_path.iterdir())
 
 

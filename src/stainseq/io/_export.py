@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import registry, spec
 from ..errors import FormatError, InputError, MissingError, StoreError
+from ._options import check_values
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -370,23 +371,11 @@ def _parameters(writer: Any) -> list[str]:
 
 def _check_options(writer: Any, to: str, options: dict[str, Any]) -> None:
     """Options that the writer has, with values that it names."""
-    import inspect
-
     known = _parameters(writer)
     wrong = [k for k in options if k not in known]
     if wrong:
         raise InputError(f"{to} has no option {', '.join(wrong)}", fix=f"its options: {', '.join(known) or 'none'}")
-    kinds = {k: str(inspect.signature(writer.write).parameters[k].annotation) for k in options}
-    for key, value in options.items():
-        choices = re.findall(r"'([^']*)'|\"([^\"]*)\"", kinds[key]) if kinds[key].startswith("Literal") else []
-        named = [a or b for a, b in choices]
-        if named and value is not None and value not in named:
-            raise InputError(f"{key}={value!r}", fix=f"one of: {', '.join(named)}")
-        if value is not None and kinds[key].startswith("bool") and not isinstance(value, bool):
-            raise InputError(f"{key}={value!r}", fix="give true or false")
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if value is not None and kinds[key].startswith("float") and not number:
-            raise InputError(f"{key}={value!r}", fix="give a number")
+    check_values(writer.write, options)
 
 
 def _parts(path: Path, names: list[str], *, patches: bool) -> dict[str, str]:

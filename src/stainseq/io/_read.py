@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import keys, registry
 from ..errors import FormatError, InputError
+from ._options import check_values
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -150,13 +151,7 @@ def _check_options(reader: Any, name: str, options: dict[str, Any]) -> None:
         raise InputError(
             f"the reader {name} has no option {', '.join(wrong)}", fix=f"its options: {', '.join(own) or 'none'}"
         )
-    for key, value in options.items():
-        kind = str(known[key].annotation) if key in known else ""
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if value is not None and (
-            (kind.startswith("float") and not number) or (kind == "bool" and not isinstance(value, bool))
-        ):
-            raise InputError(f"{key}={value!r}", fix="give true or false" if kind == "bool" else "give a number")
+    check_values(reader.read, options)
 
 
 def convert(

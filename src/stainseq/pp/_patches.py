@@ -76,8 +76,10 @@ def patches(
     from .. import image, lineage, regions, store
     from ..core import registration
 
-    if size_px < 1 or not 0 <= overlap_px < size_px:
-        raise InputError(f"patches of {size_px} px with {overlap_px} px overlap", fix="give 0 <= overlap < size")
+    if size_px < 1 or not 0 <= overlap_px < size_px or size_px % 1 or overlap_px % 1:
+        raise InputError(
+            f"patches of {size_px} px with {overlap_px} px overlap", fix="give whole numbers, 0 <= overlap < size"
+        )
     if not mpp > 0:
         raise InputError(f"mpp={mpp} is no pixel size", fix="give microns per pixel, such as 0.25 or 0.5")
     lineage.claim(sdata, key_added, step="patches")

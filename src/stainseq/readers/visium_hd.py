@@ -169,6 +169,8 @@ def _chosen(found: Output, wanted: Sequence[int] | int | str | None, slices: Sli
         sizes = sorted({int(s) for s in given})
     except (TypeError, ValueError) as e:
         raise InputError(f"bins_um={wanted!r}", fix="give sizes in um, such as 8 or 8,16") from e
+    if not sizes:
+        raise InputError("no size of bins", fix="give sizes in um, such as 8 or 8,16")
     absent = [s for s in sizes if s not in found.bins]
     if absent and slices is None:
         raise MissingError(
@@ -184,10 +186,11 @@ def _pixel_um(
 ) -> tuple[float, str]:
     """Microns per full-resolution pixel, and what tells them."""
     from ._hd import pitch_px
+    from ._scale import check_mpp
 
     size, bins = next(iter(loaded.items()))
-    if given:
-        return float(given), "--mpp"
+    if given is not None:
+        return check_mpp(given, where=where), "--mpp"
     if scales.get("microns_per_pixel"):
         return float(scales["microns_per_pixel"]), "scale factors"
     if "places" in bins.sliced:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .. import keys
-from ..errors import MissingError
+from ..errors import InputError, MissingError
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -212,7 +212,7 @@ def _morphology(
     pixel = pixel or own
     if bundle.is_stack:
         notes("no focused morphology image: the middle plane of the stack is taken")
-    shift = np.zeros(2) if origin is None else np.asarray(origin, dtype=float)
+    shift = _origin(origin)
     if cells is not None:
         at = cells[["x_centroid", "y_centroid"]].to_numpy() - shift
         _xenium.check_inside(at, levels[0].shape[1:], own, where=bundle.morphology[0])
@@ -222,6 +222,16 @@ def _morphology(
     same = np.allclose(pixels.to_affine_matrix(("x", "y"), ("x", "y")), np.eye(3))
     notes(f"morphology: {', '.join(names)}; {levels[0].shape[2]} x {levels[0].shape[1]} px, {own:g} um/px")
     return raster(levels, names, {"global": Identity() if same else pixels, keys.UM: um}), pixel
+
+
+def _origin(given: list[float] | None) -> np.ndarray:
+    try:
+        shift = np.asarray((0, 0) if given is None else given, dtype=np.float64)
+    except (TypeError, ValueError):
+        shift = np.zeros(0)
+    if shift.shape != (2,) or not np.isfinite(shift).all():
+        raise InputError(f"morphology_origin_um={given!r}", fix="give x and y in um, such as [1200, 800.5]")
+    return shift
 
 
 def _labels(masks: dict[str, Mask], shapes: dict[str, Any], pixel: float, notes: Notes) -> dict[str, Any]:

@@ -159,12 +159,19 @@ def open_table(
 def _positions(there: Any, genes: str | Sequence[str] | None, where: str) -> np.ndarray:
     if genes is None:
         return np.arange(len(there))
-    wanted = [g.strip() for g in genes.split(",")] if isinstance(genes, str) else [str(g) for g in genes]
+    wanted = listed(genes)
     at = there.get_indexer(wanted)
     if (at < 0).any() or not wanted:
         missing = ", ".join(g for g, i in zip(wanted, at, strict=True) if i < 0)
         raise MissingError(f"no gene {missing[:200] or 'named'}", where=where, fix="check the names (stainseq info)")
     return np.asarray(at, dtype=np.int64)
+
+
+def listed(names: Any) -> list[str]:
+    """Names that are given as a list or as text with commas between them; one that looks like a number is one name."""
+    if isinstance(names, (str, int, float)):
+        return [n.strip() for n in str(names).split(",")]
+    return [str(n) for n in names]
 
 
 def region_of(table: Any) -> str | None:

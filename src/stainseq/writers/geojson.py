@@ -19,7 +19,7 @@ from .. import keys
 from ..errors import InputError, MissingError
 from ._format import Format
 from ._place import as_px, polygons_um
-from ._table import Table, open_table
+from ._table import Table, listed, open_table
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -128,7 +128,7 @@ def _measured(table: Table, wanted: str | Sequence[str] | None) -> dict[str, np.
     numeric = {str(c): table.obs[c].to_numpy() for c in table.obs if table.obs[c].dtype.kind in "iufb"}
     if wanted is None:
         return {k: v.astype(np.float64) for k, v in numeric.items()}
-    names = [w.strip() for w in wanted.split(",")] if isinstance(wanted, str) else [str(w) for w in wanted]
+    names = listed(wanted)
     place = {g: i for i, g in enumerate(table.genes)}
     missing = [n for n in names if n not in place and n not in numeric]
     if missing:
