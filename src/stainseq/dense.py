@@ -169,14 +169,14 @@ def encode(
     if not np.isfinite(where.centres_um).all():
         bad = int((~np.isfinite(where.centres_um)).any(axis=1).sum())
         raise InputError(f"{bad} region centres are not finite", fix="drop them or mend their coordinates")
-    made = parts(encoder, levels=lambda: slide_levels(image, where))
+    mask = _tissue(image)
+    made = parts(encoder, levels=lambda: slide_levels(image, mask))
     for part in made:
         _check_scale(image, part)
     frames = [lay(image, where, part.token_um, max(scales)) for part in made]
     width = len(scales) * sum(p.dim for p in made)
     places = [a for f in frames for a in (f.to_um, f.at)]
     key = engine.key_of(image, "dense", VERSION, [p.fingerprint() for p in made], scales, *places)
-    mask = _tissue(image)
     encoded, columns = 0, np.cumsum([0, *(len(scales) * p.dim for p in made)])
     shares = np.zeros((len(where), len(scales)), dtype=np.float32)
     with engine.journalled(key, (len(where), width), len(made), dtype="float16", fill=0) as job:
@@ -278,13 +278,24 @@ def encode_part(
     return np.load(run.path, mmap_mode="r"), run.encoded
 
 
-def slide_levels(image: LevelStack, where: Region) -> list[list[float]]:
-    """Stain levels of a slide (`encoders.shell.levels`), from windows spread over its regions."""
+def slide_levels(image: LevelStack, mask: tuple[np.ndarray, float]) -> list[list[float]]:
+    """Stain levels of a slide (`encoders.shell.levels`), from windows spread over its tissue.
+
+    Not over the regions: features of one must not depend on which others are asked for.
+
+    Parameters
+    ----------
+    image
+        The slide's image.
+    mask
+        Tissue, and level-0 pixels per pixel of it.
+    """
     from .encoders.shell import levels
 
-    n = len(where)
-    chosen = np.unique(np.linspace(0, n - 1, min(n, _LEVEL_WINDOWS)).round().astype(int))
-    centres = image.to_px(where.centres_um[chosen])
+    there = np.flatnonzero(mask[0])
+    chosen = np.unique(np.linspace(0, len(there) - 1, min(len(there), _LEVEL_WINDOWS)).round().astype(int))
+    rows, columns = np.unravel_index(there[chosen], mask[0].shape)
+    centres = (np.column_stack([columns, rows]) + 0.5) * mask[1]
     windows = [read_window_px(image, c, size_px=_LEVEL_PX, factor=1.0 / image.mpp) for c in centres]
     return [[round(v, 4) for v in row] for row in levels(np.stack(windows))]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stainseq import dense
+from stainseq import dense, encoders
 from stainseq._settings import settings
 from stainseq.core.dense import cores_needed, mirrored, square_means
 from stainseq.errors import InputError, ScaleError
@@ -191,6 +191,16 @@ def test_two_halves_are_the_whole() -> None:
     halves = [np.asarray(run(rgb, part, scales_um=(2.0, 10.0))[0]) for part in (left, right)]
     joined = np.concatenate([h.reshape(75, -1, 12) for h in halves], axis=1)
     assert np.array_equal(joined, np.asarray(whole).reshape(75, 105, 12))
+
+
+@pytest.mark.parametrize("encoder", ["shell", "colour"])
+def test_features_do_not_depend_on_what_else_is_asked_for(encoder: str) -> None:
+    """SHELL scales by constants of the slide: these must not come from the regions at hand."""
+    image, where, network = stack(picture()), grid((10, 14), 12.0), encoders.load(encoder)
+    some = np.arange(25, 60)
+    whole, part = dense.encode(image, where, network)[0], dense.encode(image, where.take(some), network)[0]
+    np.testing.assert_array_equal(whole[some], part)
+    assert dense.encode(image, where.take(some[:0]), network)[0].shape == (0, whole.shape[1])
 
 
 def test_a_grid_along_a_turned_picture_is_read_along_its_axes() -> None:
