@@ -254,6 +254,8 @@ def spoil(path, labels, case):
             f["a_shape"] = [2, 2]
     elif case == "point":
         (path / "p.geojson").write_text('{"features": [{"geometry": {"type": "Point", "coordinates": [1, 2]}}]}')
+    elif case == "ring":
+        (path / "p.json").write_text('{"cells": [{"contour": [[0, 0], [3, 0], [0, 3]]}, {"contour": []}]}')
     elif case == "names":
         np.savez(path / "p.npz", a=labels, b=labels)
     elif case == "ending":
@@ -261,7 +263,7 @@ def spoil(path, labels, case):
 
 
 CASES = ["size", "fraction", "negative", "truncated", "outside", "mat", "png", "pickle", "h5", "half", "point", "names"]
-CASES += ["ending"]
+CASES += ["ending", "ring"]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -273,6 +275,14 @@ def test_bad_input(case, maps, tmp_path):
     with pytest.raises(FormatError) as e:
         ss.tl.maskqc(bad, tmp_path / "truth.npy")
     assert "p." in str(e.value) or "truth" in str(e.value)
+
+
+def test_names_in_a_folder(tmp_path):
+    """In natural order, without what an export says of itself."""
+    for name in ("10", "2", "1\u00b23"):  # a raised two is a digit to Python, and no number
+        np.save(tmp_path / f"{name}.npy", np.ones((2, 2), dtype=int))
+    (tmp_path / "export.json").write_text("{}")
+    assert open_masks(tmp_path).names == ["1\u00b23", "2", "10"]
 
 
 def test_refusals(maps, tmp_path):

@@ -69,7 +69,9 @@ def _open(path: Path) -> Masks:
     if path.is_dir():
         if (path / "masks.npy").is_file():  # PanNuke's folder, with images.npy and types.npy beside
             return _open(path / "masks.npy")
-        found = sorted((p for p in path.iterdir() if p.suffix.lower() in _FORMATS), key=natural)
+        # What exports of ours say of themselves lies among their files.
+        there = (p for p in path.iterdir() if p.suffix.lower() in _FORMATS and not p.name.endswith("export.json"))
+        found = sorted(there, key=natural)
         if not found:
             raise MissingError("no instance maps in this folder", where=path, fix=f"of {', '.join(_FORMATS)}")
         if len(found) == 1:
@@ -116,4 +118,4 @@ def _joined(parts: Sequence[Masks]) -> Masks:
 
 def natural(path: Path) -> list[object]:
     """Sort key: 2 before 10."""
-    return [(0, int(t), "") if t.isdigit() else (1, 0, t) for t in re.split(r"(\d+)", path.name)]
+    return [(0, int(t), "") if t.isdecimal() else (1, 0, t) for t in re.split(r"(\d+)", path.name)]

@@ -43,9 +43,9 @@ def _polygons(path: Path) -> tuple[list[list[np.ndarray]], list[str | None]]:
         for item in found:
             shapes.append(_rings(item))
             kinds.append(_kind(item))
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
         raise FormatError(
-            f"item {len(shapes)} is no polygon ({type(e).__name__}: {e})", where=path, fix="give GeoJSON of polygons"
+            f"item {len(kinds)} is no polygon ({type(e).__name__}: {e})", where=path, fix="give GeoJSON of polygons"
         ) from e
     return shapes, kinds
 
