@@ -42,6 +42,9 @@ CONTEXT_UM = (32.0, 112.0)
 FINE = 4
 """Grids whose pitch is at most this part of the encoder's field are fine: their windows overlap 16-fold and more."""
 
+MOST_UM = 10_000.0
+"""Widest square: beyond it means tell nothing of a place, and what lies around a slide would fill the memory."""
+
 _SUBSAMPLES = 4
 _TISSUE_MPP, _TISSUE_PX = 8.0, 6000
 _LEVEL_WINDOWS, _LEVEL_PX = 64, 112
@@ -123,6 +126,8 @@ def scales_for(where: Region, scales_um: Sequence[float] | None) -> tuple[float,
     scales = tuple(float(s) for s in scales_um)
     if not scales or not np.isfinite(scales).all() or min(scales) <= 0 or sorted(set(scales)) != list(scales):
         raise InputError(f"scales_um={list(scales)}", fix="give sides in um that ascend, such as 8 32 112")
+    if scales[-1] > MOST_UM:
+        raise InputError(f"a square of {scales[-1]:g} um", where="scales_um", fix=f"give sides up to {MOST_UM:g} um")
     return scales
 
 

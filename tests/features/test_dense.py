@@ -267,7 +267,7 @@ def test_scales_and_errors() -> None:
     where, image = grid((75, 105), 8.0), stack(picture())
     assert dense.scales_for(where, None) == (8.0, 32.0, 112.0)
     assert dense.scales_for(grid((4, 4), 30.0), None) == (30.0, 112.0)
-    for wrong in ((), (8, 8), (32, 8), (0, 8), (np.nan,)):
+    for wrong in ((), (8, 8), (32, 8), (0, 8), (np.nan,), (8, 1e7)):
         with pytest.raises(InputError):
             dense.scales_for(where, wrong)
     assert dense.is_fine(where, Blurred())  # type: ignore[arg-type]

@@ -201,6 +201,12 @@ def test_gene_file_and_its_faults(slides: dict[str, Path], tmp_path: Path) -> No
     (tmp_path / "twice.txt").write_text(f"{names[0]}\n{names[0]}\n")
     with pytest.raises(InputError, match=rf"1 gene names occur more than once \({names[0]}\)"):
         ss.tl.train(train, out=tmp_path / "n", encoder=ENCODER, genes=tmp_path / "twice.txt")
+    with pytest.raises(InputError, match="occur more than once"):
+        ss.tl.train(train, out=tmp_path / "n", encoder=ENCODER, genes=[names[0], names[0]])
+    with pytest.raises(InputError, match="without a gene"):
+        ss.tl.train(train, out=tmp_path / "n", encoder=ENCODER, genes=[])
+    with pytest.raises(InputError, match="split='random'"):
+        ss.tl.train(train, out=tmp_path / "n", encoder=ENCODER, split="random")
     assert not (tmp_path / "n").exists()
 
 

@@ -122,6 +122,8 @@ def test_top_genes_by_counts_variance_and_score(slide: Any) -> None:
     assert _superpixels._top(tables, 4, "score", scores) == ["KRT19", "VIM"]
     with pytest.raises(InputError, match="no scores to rank by"):
         _superpixels._top(tables, 4, "score", None)
+    with pytest.raises(InputError, match="top=0"):
+        ss.pl.superpixels(slide, top=0)
     figure = ss.pl.superpixels(slide, top=3, show=["enhanced"], overlay=0.7)
     assert sum("enhanced" in ax.get_title(loc="left") for ax in figure.axes) == 3
 

@@ -259,6 +259,8 @@ def _by_gene(scores: Mapping[str, Any] | None) -> dict[str, float]:
 
 def _top(tables: _Tables, n: int, by: str, scores: Mapping[str, Any] | None) -> list[str]:
     """Genes that rank first among those of all tables shown."""
+    if n < 1:
+        raise InputError(f"top={n} genes", fix="draw one or more")
     main = tables.counts if tables.predicted is None else tables.predicted
     if main is None:
         raise MissingError("nothing to draw", fix="aggregate or predict first")

@@ -383,6 +383,8 @@ def make_folds(
     """Folds by patient, slide or spatial block; chooses the strictest that the slides allow when none is asked for."""
     from ..core import splits
 
+    if split not in (None, "patient", "slide", "block"):
+        raise InputError(f"split={split!r}", fix="one of: patient, slide, block")
     # A slide whose patient is unknown may be a section of any other's patient: such slides never count as patients.
     known = all(s["patient_known"] for s in data.slides)
     n_patients, n_slides = len(np.unique(data.patient)) if known else 1, len(data.slides)
@@ -405,12 +407,17 @@ def make_folds(
 
 
 def _gene_list(genes: Sequence[str] | str | Path | None) -> list[str] | None:
-    if genes is None or not isinstance(genes, (str, Path)):
-        return list(genes) if genes is not None else None
-    path = Path(genes)
-    if not path.is_file():
-        raise InputError("no such gene list", where=path, fix="give a text file with one gene name a line")
-    names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    if genes is None:
+        return None
+    path = None
+    if isinstance(genes, (str, Path)):
+        path = Path(genes)
+        if not path.is_file():
+            raise InputError("no such gene list", where=path, fix="give a text file with one gene name a line")
+        genes = [name for line in path.read_text().splitlines() if (name := line.strip())]
+    names = list(genes)
+    if not names:
+        raise InputError("a gene list without a gene", where=path, fix="name genes, or leave the choice to --n-genes")
     twice = sorted(name for name, n in Counter(names).items() if n > 1)
     if twice:
         named = ", ".join(twice[:5]) + (", ..." if len(twice) > 5 else "")
