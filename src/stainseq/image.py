@@ -83,6 +83,10 @@ class LevelStack:
         """Pixels [y0:y1, x0:x1] of a level as uint8 [h, w, 3]; white beyond the edge."""
         return self._chunks.region(self.levels, level, y0, y1, x0, x1)
 
+    def forget(self) -> None:
+        """Let go of the pixels that are kept for further reads."""
+        self._chunks.clear()
+
 
 def open_image(sdata: SpatialData, key: str = keys.HE) -> LevelStack:
     """Open an image element for window reads.
@@ -328,6 +332,11 @@ class _ChunkCache:
         self._max, self._held = max_bytes, 0
         self._blocks: OrderedDict[tuple[int, int, int], np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
+
+    def clear(self) -> None:
+        with self._lock:
+            self._blocks.clear()
+            self._held = 0
 
     def region(self, levels: tuple[Any, ...], level: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         array = levels[level]

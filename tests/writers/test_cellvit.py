@@ -393,3 +393,26 @@ def _cells(slide, owners):
     made.obs["region"], made.obs["instance_id"] = "cells", ids
     made.obs["region"] = made.obs["region"].astype("category")
     return TableModel.parse(made, region="cells", region_key="region", instance_key="instance_id")
+
+
+def test_one_slide_is_held_at_a_time(make, tmp_path, monkeypatch):
+    """Outlines and decoded pixels of the slides before are let go."""
+    from stainseq import image
+    from stainseq.writers import _samples
+
+    read, kept = image.LevelStack.read, []
+    monkeypatch.setattr(image.LevelStack, "read", lambda self, *a: kept.append(self) or read(self, *a))
+    held, opened = _samples.DataSet.nuclei, []
+
+    def counted(self, source):
+        opened.append(source.slide)
+        made = held(self, source)
+        assert len(self._held) == 1
+        return made
+
+    monkeypatch.setattr(_samples.DataSet, "nuclei", counted)
+    slides = [make.dataset(name=n, n=20, seed=i) for i, n in enumerate("AB")]
+    ss.io.export(slides, tmp_path / "o", to="cellvit", card=False)
+    assert opened == ["A", "B"]
+    assert kept
+    assert all(stack._chunks._held == 0 for stack in kept)

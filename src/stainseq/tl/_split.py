@@ -197,7 +197,7 @@ def _labels(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Labels of nuclei and where they lie (um); none where nothing is labelled and nothing was asked for."""
     from .. import regions
-    from ..writers._samples import labels_of, owners_of
+    from ..writers._labels import labels_of, owners_of
 
     known = regions.names(sdata)
     named = region or next((r for r in (keys.NUCLEI, keys.CELLS) if r in known), None)

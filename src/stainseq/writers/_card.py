@@ -177,7 +177,7 @@ def _examples(data: DataSet) -> list[_samples.Patch]:
     picked = np.unique(np.linspace(0, len(places) - 1, 4 * EXAMPLES).astype(int))
     made = []
     for source, index in (places[k] for k in picked):
-        mask = source.nuclei.masks(source.patches, np.array([index]), shown=source.kinds > 0)[0]
+        mask = data.nuclei(source).masks(source.patches, np.array([index]), shown=source.kinds > 0)[0]
         seen = np.zeros(len(source.kinds) + 1, dtype=np.int32)
         made.append(_samples.Patch(source, index, _compact.drawn(mask, seen), mask.shape))
     full = [p for p in made if len(p.drawn.members)] or made

@@ -6,8 +6,8 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +20,7 @@ from ..core import cell_ids
 from ..errors import InputError, MissingError
 from . import _classes, _compact
 from ._flat import name_of
+from ._labels import labels_of, owners_of
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -46,8 +47,12 @@ class Source:
         Its name in the files: letters, digits and ``_``.
     tissue
         What it is of.
-    patches, nuclei
+    patches
         All that it has.
+    open_nuclei
+        Reads the outlines; `DataSet.nuclei` holds those of one slide at a time.
+    ids
+        [m] of the nuclei.
     names
         [n] of the patches, ``<slide>_<number>``.
     parts
@@ -69,7 +74,8 @@ class Source:
     slide: str
     tissue: str
     patches: windows.Patches
-    nuclei: windows.Nuclei
+    open_nuclei: Callable[[], windows.Nuclei]
+    ids: np.ndarray
     names: np.ndarray
     parts: np.ndarray
     chosen: np.ndarray
@@ -98,6 +104,14 @@ class DataSet:
     sources: list[Source]
     classes: _classes.Classes
     parts: tuple[str, ...]
+    _held: dict[int, windows.Nuclei] = field(default_factory=dict, repr=False)
+
+    def nuclei(self, source: Source) -> windows.Nuclei:
+        """Outlines of one slide; those of the one before are let go."""
+        if id(source) not in self._held:
+            self._held.clear()
+            self._held[id(source)] = source.open_nuclei()
+        return self._held[id(source)]
 
     def __len__(self) -> int:
         return sum(len(s.chosen) for s in self.sources)
@@ -242,18 +256,22 @@ def prepare(
                 where=sdata.path,
                 fix="cut all slides alike (stainseq patches)",
             )
-    nuclei = [windows.nuclei(s, p, region=region) for s, p in zip(slides, opened, strict=True)]
-    owners = [owners_of(s, region, n.ids) for s, n in zip(slides, nuclei, strict=True)]
+    openers = [partial(windows.nuclei, s, p, region=region) for s, p in zip(slides, opened, strict=True)]
+    # Outlines of many slides are more than memory holds: now their ids, and what cannot be drawn is told.
+    ids = [one().ids for one in openers]
+    owners = [owners_of(s, region, i) for s, i in zip(slides, ids, strict=True)]
     texts = [
-        labels_of(s, n.ids, o, labels=labels, table=labels_table or (tables[0] if tables else None))
-        for s, n, o in zip(slides, nuclei, owners, strict=True)
+        labels_of(s, i, o, labels=labels, table=labels_table or (tables[0] if tables else None))
+        for s, i, o in zip(slides, ids, owners, strict=True)
     ]
     if label_map is None:  # maps say what becomes of cells that were too poor to be labelled
         texts = [_without(t, FEW) for t in texts]
     classes, kinds = _classes.classify(texts, chosen_map, unlabelled=unlabelled)
     scored = _score_table(scores)
     sources = []
-    for sdata, p, n, owner, text, kind in zip(slides, opened, nuclei, owners, texts, kinds, strict=True):
+    for sdata, p, opener, own, owner, text, kind in zip(
+        slides, opened, openers, ids, owners, texts, kinds, strict=True
+    ):
         names = _names(p.ids)
         parts = _parts(p.ids, names, name_of(sdata), split, sdata.path)
         values = _scores(sdata, patches, p.ids, names, scored)
@@ -267,7 +285,8 @@ def prepare(
                 slide=names[0].rsplit("_", 1)[0],
                 tissue=str(tissue or facts.get("tissue") or "Unknown"),
                 patches=p,
-                nuclei=n,
+                open_nuclei=opener,
+                ids=own,
                 names=names,
                 parts=parts,
                 chosen=np.flatnonzero(kept),
@@ -304,74 +323,6 @@ def _facts(sdata: SpatialData) -> dict[str, Any]:
 def _names(ids: np.ndarray) -> np.ndarray:
     """``<slide>_<number>`` in letters, digits and ``_``, which loaders take names apart by."""
     return np.array([re.sub(r"[^A-Za-z0-9_]+", "_", str(i)) for i in ids], dtype=object)
-
-
-def owners_of(sdata: SpatialData, region: str, ids: np.ndarray) -> np.ndarray:
-    """Cell of each nucleus; nuclei whose cells are not known are their own."""
-    frame = sdata.shapes.get(region)
-    if frame is None or "cell_id" not in frame:
-        return np.asarray(ids, dtype=object)
-    return frame["cell_id"].reindex(ids).astype(str).to_numpy(dtype=object)
-
-
-def labels_of(
-    sdata: SpatialData, ids: np.ndarray, owners: np.ndarray, *, labels: str | None, table: str | None
-) -> np.ndarray:
-    """Label of each nucleus, object [n]; None where there is none.
-
-    Parameters
-    ----------
-    sdata
-        The slide.
-    ids, owners
-        Of the nuclei, and of the cells that they belong to. Labels of either count, the nucleus' own first.
-    labels
-        Column of the table's obs, or a CSV of id and label. None: the table's only ``<method>.label``; without one,
-        all nuclei are one class.
-    table
-        Name of the table.
-    """
-    if labels is not None and Path(labels).suffix.lower() in (".csv", ".tsv") and Path(labels).is_file():
-        held = _labels_file(Path(labels))
-    else:
-        if table is not None and table not in sdata.tables:
-            raise MissingError(f"no table {table!r}", where=sdata.path, fix=f"of {', '.join(sdata.tables) or 'none'}")
-        obs = None if table is None else sdata.tables[table].obs
-        column = labels if labels is not None else _only_labels(obs, sdata.path)
-        if column is None:
-            return np.full(len(ids), _classes.ONE_CLASS, dtype=object)
-        if obs is None or column not in obs:
-            there = [] if obs is None else [str(c) for c in obs.columns]
-            raise MissingError(
-                f"no labels {column!r}", where=f"{sdata.path}, {table}", fix=f"columns there: {', '.join(there) or '-'}"
-            )
-        held = obs[column].astype("string")
-        held.index = held.index.astype(str)
-    held = held[held.notna() & (held != "")]
-    own, other = held.reindex(ids), held.reindex(owners)
-    found = own.where(own.notna(), other.to_numpy()).to_numpy(dtype=object, na_value=None)
-    return found
-
-
-def _only_labels(obs: Any, where: Any) -> str | None:
-    found = [] if obs is None else [str(c) for c in obs.columns if str(c).endswith(".label")]
-    if len(found) > 1:
-        raise MissingError("several labels", where=where, fix=f"--option labels=, one of: {', '.join(found)}")
-    return found[0] if found else None
-
-
-def _labels_file(path: Path) -> Any:
-    from ..readers._tables import read_table
-
-    table = read_table(path, dtype=str)
-    table.columns = [str(c).strip().lower() for c in table.columns]
-    key = next((c for c in ("id", "cell_id", "instance_id") if c in table), None)
-    if key is None or "label" not in table:
-        raise MissingError("no columns id and label", where=path, fix=f"columns there: {', '.join(table.columns[:8])}")
-    double = table[key][table[key].duplicated()]
-    if len(double):
-        raise InputError(f"the cell {double.iloc[0]!r} is there twice", where=path, fix="one row a cell")
-    return table.set_index(key)["label"].astype("string")
 
 
 def _parts(ids: np.ndarray, names: np.ndarray, slide: str, split: Mapping[str, str] | None, where: Any) -> np.ndarray:
@@ -451,13 +402,14 @@ def stream(data: DataSet, make: Callable[[Patch], T], *, what: str = "patches") 
 
     with ThreadPoolExecutor(max(1, settings.n_jobs)) as pool, progress(what, len(data)) as advance:
         for source in data.sources:
-            shown = source.kinds > 0
+            shown, nuclei = source.kinds > 0, data.nuclei(source)
             for start in range(0, len(source.chosen), BLOCK):
                 rows = source.chosen[start : start + BLOCK]
-                masks = source.nuclei.masks(source.patches, rows, out=buffer, shown=None if shown.all() else shown)
+                masks = nuclei.masks(source.patches, rows, out=buffer, shown=None if shown.all() else shown)
                 for made in pool.map(one, [source] * len(rows), rows.tolist(), masks):
                     advance(1)
                     yield made
+            source.patches.image.forget()
 
 
 def write_ids(path: Path, data: DataSet) -> Path:
@@ -475,7 +427,7 @@ def write_ids(path: Path, data: DataSet) -> Path:
         kind = kind.append(pa.field(k, pa.string()))
     with csv.CSVWriter(path, kind, write_options=csv.WriteOptions(quoting_style="needed")) as file:
         for s in data.sources:
-            columns = [[s.slide] * len(s.kinds), s.nuclei.ids.astype(str), s.owners, s.numbers - 1, s.labels]
+            columns = [[s.slide] * len(s.kinds), s.ids.astype(str), s.owners, s.numbers - 1, s.labels]
             columns.append(named[s.kinds])
             file.write_table(pa.table([pa.array(c, f.type) for c, f in zip(columns, kind, strict=True)], schema=kind))
     return path

@@ -138,7 +138,7 @@ def _encode(patch: _samples.Patch, data: _samples.DataSet) -> _Files:
     kinds = patch.of_pixels(patch.kinds)
     ids = patch.of_pixels(patch.source.numbers[drawn.members]).astype(data.id_type)
     shared = {"indices": _compact.pack(drawn.indices), "indptr": _compact.pack(drawn.indptr)}
-    shape = _compact.pack(np.array(patch.shape, dtype=np.int32))
+    shape = _compact.pack_shape(patch.shape, "int32")
     arrays: dict[str, _compact.Packed] = {}
     for name, values in (("inst_map", drawn.instances), ("type_map", kinds.astype(np.int32))):
         parts = {"data": _compact.pack(values), **shared, "shape": shape}

@@ -191,7 +191,7 @@ def _tables(path: Path, data: _samples.DataSet) -> None:
     folder.mkdir()
     named = np.array([None, *data.classes.names], dtype=object)
     for s in data.sources:
-        cells = {"cell_id_int": s.numbers - 1, "cell_id": s.owners, "id": s.nuclei.ids, "label": s.labels}
+        cells = {"cell_id_int": s.numbers - 1, "cell_id": s.owners, "id": s.ids, "label": s.labels}
         frame = pd.DataFrame({**cells, "class": named[s.kinds], "class_number": s.kinds})
         frame.to_parquet(folder / f"{s.slide}_cell_metadata.parquet", index=False)
 
