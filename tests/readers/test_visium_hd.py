@@ -319,6 +319,10 @@ def test_bad_folders(broken: Path) -> None:
     shuffled.to_parquet(positions)
     with pytest.raises(InputError, match="off a regular grid"):
         ss.io.read(broken, **options)
+    for column, value in (("array_row", 2.5), ("array_col", "x"), ("pxl_row_in_fullres", "x")):
+        frame.assign(**{column: value}).to_parquet(positions)
+        with pytest.raises(FormatError, match="positions that are no numbers"):
+            ss.io.read(broken, **options)
     positions.write_bytes(b"PAR1" + b"0" * 100)
     with pytest.raises(FormatError, match="positions cannot be read"):
         ss.io.read(broken, **options)
@@ -426,6 +430,21 @@ def test_what_occurs_twice(wide: int) -> None:
     rows, cols = np.divmod(np.append(at, wide * wide - 1), wide)
     assert _hd_matrix.twice(rows[:300], cols[:300]) is None
     assert _hd_matrix.twice(np.append(rows, rows[7]), np.append(cols, cols[7])) == (rows[7], cols[7])
+
+
+def test_mappings_of_other_types(tmp_path: Path) -> None:
+    """Numbers for names and flags are the same cells; what is neither is refused."""
+    from stainseq.readers._hd_cells import members
+
+    file, place = tmp_path / "barcode_mappings.parquet", np.array([0])
+    row = {"square_002um": ["s_002um_00000_00001-1"], "cell_id": [7], "in_cell": [1], "in_nucleus": [0]}
+    pd.DataFrame(row).to_parquet(file)
+    found = members(file, place, np.array([1]))
+    assert (found.names, found.cell.tolist(), found.in_cell.tolist()) == (["7"], [0], [True])
+    assert not found.in_nucleus.any()
+    pd.DataFrame({**row, "in_cell": ["perhaps"]}).to_parquet(file)
+    with pytest.raises(FormatError, match="mappings cannot be read"):
+        members(file, place, np.array([1]))
 
 
 def test_barcodes_tell_their_place() -> None:

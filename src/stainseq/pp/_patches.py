@@ -132,6 +132,7 @@ def patches(
             "overlap_px": overlap_px,
             "mpp": mpp,
             "image_key": image_key,
+            "tissue_key": tissue_key,
             "min_tissue": min_tissue,
             "region": counted,
             "min_cells": min_cells,

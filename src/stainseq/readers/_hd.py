@@ -171,8 +171,11 @@ def read_grid(bins: Bins) -> Grid:
     absent = [c for c in columns if c not in table.column_names]
     if absent:
         raise FormatError(f"no column {', '.join(absent)}", where=path, fix=f"columns: {', '.join(table.column_names)}")
-    rows, cols = (table.column(c).to_numpy().astype(np.int32) for c in columns[2:4])
-    xy = np.column_stack([table.column(c).to_numpy() for c in columns[:3:-1]])
+    try:
+        rows, cols = (table.column(c).cast(pa.int32()).fill_null(-1).to_numpy() for c in columns[2:4])
+        xy = np.column_stack([table.column(c).cast(pa.float64()).to_numpy() for c in columns[:3:-1]])
+    except pa.ArrowException as e:
+        raise FormatError(f"positions that are no numbers ({e})", where=path, fix="download it again") from e
     if not np.isfinite(xy).all():
         raise InputError(f"{int((~np.isfinite(xy)).any(axis=1).sum())} bins without a place", where=path)
     if not len(rows) or min(rows.min(), cols.min()) < 0:

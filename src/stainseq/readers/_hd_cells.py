@@ -82,13 +82,14 @@ def members(path: Path, rows: np.ndarray, cols: np.ndarray) -> Members:
                 at = lookup[np.where(inside, row.astype(np.int64) * wide + column, 0)]
                 at[~inside] = -1
                 kept = at >= 0
-                coded = pc.dictionary_encode(batch.column("cell_id"))
+                coded = pc.dictionary_encode(batch.column("cell_id").cast(pa.string()))
                 index = [seen.setdefault(plain_id(v), len(seen)) for v in coded.dictionary.to_pylist()]
                 codes = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
                 cell[at[kept]] = np.append(index, -1).astype(np.int32)[codes][kept]
                 for name in wanted[2:]:
-                    flags[name][at[kept]] = batch.column(name).fill_null(False).to_numpy(zero_copy_only=False)[kept]
-    except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError, OSError) as e:
+                    flag = batch.column(name).cast(pa.bool_()).fill_null(False)
+                    flags[name][at[kept]] = flag.to_numpy(zero_copy_only=False)[kept]
+    except (pa.ArrowException, KeyError, OSError) as e:
         raise FormatError(f"the barcode mappings cannot be read ({e})", where=path, fix="download it again") from e
     return Members(list(seen), cell, flags["in_nucleus"], flags["in_cell"])
 
