@@ -406,7 +406,7 @@ def read_maps(folder: Path, rows: np.ndarray, cols: np.ndarray) -> tuple[np.ndar
     renamed = inner.parent / "file-names.tsv"
     files = dict(found)
     if renamed.is_file():
-        lines = [line.split("\t") for line in renamed.read_text(encoding="utf-8").splitlines()[1:]]
+        lines = [line.partition("\t")[::2] for line in renamed.read_text(encoding="utf-8").splitlines()[1:]]
         files = {gene: inner / name for gene, name in lines if (inner / name).is_file()}
     order = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else list(files)
     genes = [g for g in order if g in files]
