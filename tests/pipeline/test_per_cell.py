@@ -148,6 +148,8 @@ def test_command_and_refusals(slide: Path, tmp_path: Path) -> None:
     assert found["n"] + found["left_out"] == 30
     assert run([*command, "--min-qv", "20"]) == 1
     sdata = store.open(slide)
+    with pytest.raises(InputError, match="min_coverage is -1"):
+        ss.tl.per_cell(sdata, "nothing", min_coverage=-1.0)
     with pytest.raises(MissingError, match="no table 'nothing'"):
         ss.tl.per_cell(sdata, "nothing")
     with pytest.raises(InputError, match="is no grid"):

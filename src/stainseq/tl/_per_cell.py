@@ -8,6 +8,7 @@ import numpy as np
 from scipy import sparse
 
 from .. import keys
+from ..core.values import in_range
 from ..errors import InputError, MissingError
 from ._blocks import COVERAGE
 
@@ -66,6 +67,7 @@ def per_cell(
     from .. import lineage, regions, store
     from ..store.matrices import column_blocks
 
+    in_range("per_cell", min_coverage=(min_coverage, 0, 1))
     source_table = _table(sdata, table_key)
     source_name = _region_of(source_table, table_key)
     stamp = store.stamp_of(sdata, table_key) or {}
