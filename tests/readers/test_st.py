@@ -261,7 +261,9 @@ def test_a_pixel_size_that_contradicts_the_array(tmp_path: Path, make: ModuleTyp
 def test_spots_without_counts_are_noted(tmp_path: Path, make: ModuleType) -> None:
     make.st(tmp_path)
     _counts_text(tmp_path / "S1_counts.tsv.gz", lambda t: [t[0], t[1].split("\t")[0] + "\t0" * 6, *t[2:]])
-    assert any(n.startswith("the rows of 1 of ") and n.endswith("spots hold nothing but zeros") for n in _notes(tmp_path))
+    assert any(
+        n.startswith("the rows of 1 of ") and n.endswith("spots hold nothing but zeros") for n in _notes(tmp_path)
+    )
     _counts_text(tmp_path / "S1_counts.tsv.gz", lambda t: [t[0], *[r.split("\t")[0] + "\t0" * 6 for r in t[1:]]])
     assert "all counts are zero" in _notes(tmp_path)
 

@@ -20,8 +20,8 @@ _WHERE = {
     "tissue": "_tissue",
 }
 __all__ = [
-    "aggregate", "align", "feature_map", "features", "features_from_map", "grid", "patches", "pool", "quality", "superpixels",
-    "tissue",
+    "aggregate", "align", "feature_map", "features", "features_from_map", "grid", "patches", "pool", "quality",
+    "superpixels", "tissue",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
