@@ -77,20 +77,12 @@ def _tokens(rgb: np.ndarray, encoder: Any, px: int) -> np.ndarray:
     return out[:n, :n]
 
 
-def folds_of(row: np.ndarray, column: np.ndarray) -> np.ndarray:
-    """The publication's folds: GroupKFold(10) of blocks of 8 x 8, numbered without collisions."""
-    from sklearn.model_selection import GroupKFold
-
-    block = (row // 8) * (column.max() // 8 + 1) + column // 8
-    out = np.empty(len(row), dtype=int)
-    for k, (_, test) in enumerate(GroupKFold(10).split(block, groups=block)):
-        out[test] = k
-    return out
-
-
 def split(data: dict[str, np.ndarray], inner: bool) -> tuple[np.ndarray, np.ndarray]:
     """Training and test rows: fold 0 is held out; with `inner`, fold 1 is, and fold 0 is not looked at."""
-    fold = folds_of(data["row"], data["column"])
+    from stainseq.core.superpixels import folds
+
+    shape = int(data["row"].max()) + 1, int(data["column"].max()) + 1
+    fold = folds(data["row"], data["column"], shape=shape)
     return (np.flatnonzero(fold > 1), np.flatnonzero(fold == 1)) if inner else (
         np.flatnonzero(fold > 0), np.flatnonzero(fold == 0))  # fmt: skip
 

@@ -5,6 +5,7 @@ From the description of their files and steps; a superpixel is 16 x 16 px of the
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -93,3 +94,75 @@ def gene_order(names: Sequence[str], totals: np.ndarray) -> np.ndarray:
     kept = np.array([not str(n).startswith(CONTROLS) for n in names], dtype=bool) & (totals > MIN_TOTAL)
     at = np.flatnonzero(kept)
     return at[np.argsort(-totals[at].astype(np.float64), kind="stable")]
+
+
+def good(umi: np.ndarray, clusters: np.ndarray, *, percentile: float = 30.0) -> np.ndarray:
+    """Superpixels that the publication trains on: above a percentile of the non-zero totals of their own cluster.
+
+    Parameters
+    ----------
+    umi
+        [n] total counts.
+    clusters
+        int [n] morphology cluster; -1 is background.
+    percentile
+        30 there, for every slide.
+
+    Returns
+    -------
+    numpy.ndarray
+        bool [n]; False in the background and where a cluster has no counts.
+    """
+    umi, out = np.asarray(umi, dtype=np.float64), np.zeros(len(umi), dtype=bool)
+    for k in np.unique(clusters[clusters >= 0]):
+        here = clusters == k
+        seen = umi[here & (umi > 0)]
+        if len(seen):
+            out[here] = umi[here] > np.percentile(seen, percentile)
+    return out
+
+
+def folds(
+    row: np.ndarray, column: np.ndarray, *, shape: tuple[int, int], n_folds: int = 10, collide: bool = False
+) -> np.ndarray:
+    """Fold of each superpixel, blocks of 8 x 8 kept together: scikit-learn's GroupKFold, which is deterministic.
+
+    Parameters
+    ----------
+    row, column
+        int [n].
+    shape
+        Rows and columns of the slide's map.
+    n_folds
+        10 there.
+    collide
+        The publication's numbers of blocks, which take the map's rows for its columns: on maps that are wider than high
+        far blocks get one number. Without, every block has its own.
+
+    Returns
+    -------
+    numpy.ndarray
+        int64 [n].
+    """
+    from sklearn.model_selection import GroupKFold
+
+    per_line = shape[0] // 8 if collide else -(-shape[1] // 8)
+    block = (np.asarray(row) // 8) * per_line + np.asarray(column) // 8
+    out = np.empty(len(block), dtype=np.int64)
+    for k, (_, test) in enumerate(GroupKFold(n_folds).split(block, groups=block)):
+        out[test] = k
+    return out
+
+
+def combined(predictions: np.ndarray) -> np.ndarray:
+    """Mean over the models of all folds, as the publication stores it: float16 [folds, ...] to float16 [...], NaN
+    where no fold has a value.
+
+    Parameters
+    ----------
+    predictions
+        One map a fold.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Mean of empty slice", category=RuntimeWarning)
+        return np.asarray(np.nanmean(np.asarray(predictions, dtype=np.float16), axis=0), dtype=np.float16)
