@@ -89,17 +89,22 @@ def test_files_that_are_named_and_missing(bundle: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", ["xenium-9.1.0.2", "xenium-dev"])
-def test_unknown_versions_are_told(bundle: Path, version: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_versions_are_refused(bundle: Path, version: str, capsys: pytest.CaptureFixture[str]) -> None:
     told(bundle, analysis_sw_version=version)
     name = version.removeprefix("xenium-")
-    assert f"analysis version {name} is not known (1 to 4 are)" in notes(ss.io.read(bundle))
-    assert run(["convert", str(bundle), str(bundle.parent / "x.zarr")]) == 0
-    out = capsys.readouterr()
-    assert f"analysis version {name} is not known" in out.out + out.err
+    command = ["convert", str(bundle), str(bundle.parent / "x.zarr")]
+    assert run(command) == 1
+    error = capsys.readouterr().err
+    assert f"an unknown version of Xenium's analysis ({name})" in error
+    assert error.count("\n") == 1
+    assert run([*command, "--option", "version=5"]) == 1
+    capsys.readouterr()
+    assert run([*command, "--option", "version=4"]) == 0
+    assert f"analysis version {name} was read as version 4" in capsys.readouterr().out
 
 
 def test_known_versions_are_not(made: Path) -> None:
-    assert "is not known" not in notes(ss.io.read(made))
+    assert "was read as version" not in notes(ss.io.read(made))
 
 
 @pytest.mark.parametrize(

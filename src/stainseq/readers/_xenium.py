@@ -278,16 +278,27 @@ def nucleus_ids(cell: np.ndarray, label: np.ndarray | None) -> list[str]:
     return [f"{c}:{k}" if many else c for c, k, many in zip(text, within, several, strict=True)]
 
 
-def note_version(bundle: Bundle, notes: Notes) -> None:
-    """Tell of a version that is not known."""
-    if not bundle.version:
+def check_version(bundle: Bundle, given: int | None, notes: Notes) -> None:
+    """Refuse a version whose files nobody has seen, unless told to read it as one that is known.
+
+    Raises
+    ------
+    FormatError
+        With the way out.
+    """
+    major = (bundle.version or "").split(".")[0]
+    known = f"1 to {NEWEST} are known"
+    if given is not None and not 1 <= given <= NEWEST:
+        raise FormatError(f"version={given}", where=_where(bundle), fix=known)
+    if not bundle.version or (major.isdigit() and 1 <= int(major) <= NEWEST):
         return
-    major = bundle.version.split(".")[0]
-    if not (major.isdigit() and 1 <= int(major) <= NEWEST):
-        notes(
-            f"analysis version {bundle.version} is not known (1 to {NEWEST} are): read as version {NEWEST}; "
-            "check the figures below"
+    if given is None:
+        raise FormatError(
+            f"an unknown version of Xenium's analysis ({bundle.version})",
+            where=_where(bundle),
+            fix=f"{known}; --option version={NEWEST} reads it as that version",
         )
+    notes(f"analysis version {bundle.version} was read as version {given}: check the figures below")
 
 
 def pixel_size(bundle: Bundle, mpp: float | None) -> float:

@@ -55,6 +55,7 @@ def read(
     he: str | Path | None = None,
     he_alignment: str | Path | None = None,
     he_direction: Literal["he_to_morphology", "morphology_to_he"] = "he_to_morphology",
+    version: int | None = None,
 ) -> SpatialData:
     """Read a Xenium run.
 
@@ -86,11 +87,13 @@ def read(
         default ``*_he_imagealignment.csv``. "none" keeps the image in a frame of its own, for `stainseq align`.
     he_direction
         Which way the alignment maps: Explorer's files map H&E pixels to morphology pixels.
+    version
+        Read the files of an unknown analysis version as those of this one, 1 to 4.
 
     Raises
     ------
     FormatError
-        Truncated or damaged files.
+        Truncated or damaged files, an unknown analysis version.
     InputError
         Duplicate ids, cells outside the image.
     MissingError
@@ -109,7 +112,7 @@ def read(
         raise MissingError("no Xenium bundle", where=path, fix="give the folder that holds experiment.xenium")
     facts = _facts(bundle, facts)
     notes = Notes(facts["slide"])
-    _xenium.note_version(bundle, notes)
+    _xenium.check_version(bundle, version, notes)
     pixel = _xenium.pixel_size(bundle, mpp)
     elements: dict[str, dict[str, Any]] = {kind: {} for kind in ("images", "labels", "points", "shapes", "tables")}
     cells = _xenium.cells(bundle) if "cells" in bundle.tables else None
