@@ -74,10 +74,11 @@ def test_fit_and_predict_are_that_network_in_the_unit_of_the_targets() -> None:
 
 
 @pytest.mark.parametrize(("n", "lr"), [(500, 1e-4), (20_000, 1e-5), (600_000, 1e-6)])
-def test_steps_follow_the_published_table(n: int, lr: float) -> None:
+def test_steps_follow_the_published_table(n: int, lr: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pixel2gene, "train", lambda *arguments, **options: None)
     x, y = np.zeros((n, 1), dtype=np.float32), np.arange(n, dtype=np.float32)[:, None]
     from stainseq.heads import _state
 
-    told = _state.config(pixel2gene.fit(x, y, recipe="reference", epochs=0, given_order=True))
+    told = _state.config(pixel2gene.fit(x, y, recipe="reference", epochs=1, given_order=True))
     assert told["lr"] == lr
     assert told["batch"] == min(128, n // 16)

@@ -55,6 +55,6 @@ def test_what_was_made_from_other_regions_or_another_picture_is_told(slide) -> N
     told = ss.io.info(slide.path)["problems"]
     assert told == ["features_colour_grid was made from another grid: make it again"]
     xy = np.array([[0, 0], [500, 0], [0, 500], [500, 500]], dtype=float)
-    result = ss.pp.align(slide, he=xy, target=0.5 * xy, target_unit="um")
+    result = ss.pp.align(slide, he=xy, target=0.5 * xy, target_unit="um", any_scale=True)
     # The grid was laid over tissue that was found in the picture as it lay before.
     assert set(result["stale"]) == {"tissue", "grid", "features_colour_grid", "features_colour_spots"}
